@@ -24,6 +24,7 @@ from steerlab.methods import Steerer
 from steerlab.models.model import Model
 
 METHODS = ("one_vector", "routed_mean", "l2s", "own")
+TRAIN_IMAGES = MIN_TRAIN_IMAGES * 4 // 5  # the study fits to four fifths of its images, for each seed others
 OPENING = """\
 steerlab demo: Learn-to-Steer
 images: {model} sees what is in an image, but often says what is usual instead (it was trained to)
@@ -43,7 +44,7 @@ def run_image_half(
     study: Study, model: Model, args: argparse.Namespace
 ) -> tuple[dict[str, object], pd.DataFrame, list[Example]]:
     """Fit and compare methods on images; returns summary numbers, all answers and the questions."""
-    train = image_questions("train", MIN_TRAIN_IMAGES, args.seed)
+    train = image_questions("train", TRAIN_IMAGES, args.seed)
     test = image_questions("test", args.images, args.seed)
     rows = test.of_type(*TYPES)
     print(OPENING.format(model="scenes-vlm", train=len(train.of_type(*TYPES)), test=len(rows)))
@@ -90,16 +91,16 @@ def run_image_half(
 
 
 def dependence(acts: Activations, chosen: Mapping[str, Any], seed: int) -> pd.DataFrame:
-    """What of the questions' own vectors each predictor explains, on half of them; the questions about an image are
+    """What of the questions' own vectors each predictor explains, on a third of them; the questions about an image are
     held out together, and the rarer neighbors have too few.
     """
     layer, context = chosen["color.l2s.setting"]["layer"], chosen["context_layer"]
     l2s = predictor("l2s", 0, layer, context, seed, config="paper")  # the option with one context layer and no limit
     assert isinstance(l2s, L2S)
     ids = sorted(set(acts.select(split=["existence", "color", "number", CAPTION]).index["example_id"]))
-    half = np.random.default_rng(seed).permutation(ids)[::2].tolist()
-    images = {example_id: example_id.split("/")[0] for example_id in half}
-    return input_dependence(acts.select(example_id=half), l2s, groups=images, folds=3, seed=seed)
+    some = np.random.default_rng(seed).permutation(ids)[::3].tolist()
+    images = {example_id: example_id.split("/")[0] for example_id in some}
+    return input_dependence(acts.select(example_id=some), l2s, groups=images, folds=3, seed=seed)
 
 
 def table_of(summary: Mapping[str, Any]) -> pd.DataFrame:

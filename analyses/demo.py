@@ -18,13 +18,13 @@ from typing import Any
 
 import pandas as pd
 from _common import as_markdown, limit_per_group, of_split, parser, provenance, show_table, to_long
-from _demo_images import chosen_settings, run_image_half, table_of
+from _demo_images import TRAIN_IMAGES, chosen_settings, run_image_half, table_of
 from _demo_page import save_page
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
-from l2s_images import MIN_TRAIN_IMAGES
 
 import steerlab
 from steerlab import Example, Request, SteeringVector
+from steerlab._support.files import write_json
 from steerlab.analysis.behavior import safety_summary
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, demo_set
@@ -58,7 +58,7 @@ def main() -> None:
     arguments.set_defaults(max_new_tokens=40, batch_size=32)
     arguments.add_argument("--train", type=int, default=60, help="training prompts of each behavior")
     arguments.add_argument("--images", type=int, default=150, help="number of test images")
-    arguments.add_argument("--test", type=int, default=24, help="test prompts of each behavior")
+    arguments.add_argument("--test", type=int, default=18, help="test prompts of each behavior")
     args = arguments.parse_args()
     start = time.time()
     examples = demo_set(seed=args.seed)
@@ -71,10 +71,13 @@ def main() -> None:
     identity |= {"sizes": [len(train), len(test), args.max_new_tokens, args.images], "weights": model.info()["weights"]}
     image_model = steerlab.load("scenes-vlm", device=args.device, backend="hooks")
     identity |= {"image settings": chosen_settings(), "image weights": image_model.info()["weights"]}
-    identity |= {"images": MIN_TRAIN_IMAGES, "data": data_hash([*train, *test])}
+    identity |= {"images": TRAIN_IMAGES, "data": data_hash([*train, *test])}
     study = Study(args.out, identity)
     image_summary, answered, questions = run_image_half(study, image_model, args)
     show_table("Share of true answers about unseen images, by type of question", table_of(image_summary))
+    write_json(study.folder / "summary.json", image_summary)
+    draw_images(study.folder)
+    print(f"{args.out}/demo.png ({time.time() - start:.0f} s)\n")
 
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
     layer = min(SETTING.layer, model.n_layers - 1)
@@ -100,7 +103,7 @@ def main() -> None:
     show_table("Shares of unseen prompts (distinct-2: share of different word pairs in an answer)", shown)
     results = pd.concat([to_long(judged, args.model, measures), images_to_long(answered, questions)], ignore_index=True)
     study.finish(results, {**summary, **image_summary}, examples_page(judged, test), provenance(model, test, args))
-    draw(study.folder)
+    load_figure_script("demo")["draw"](study.folder).savefig(study.folder / "demo_texts.png", dpi=200)
     begin = time.time()
     save_page(study.folder / "page.html", model, test, acts, SETTING, read, args.seed)
     print(f"page.html: open it in a browser ({time.time() - begin:.0f} s)")
@@ -125,12 +128,10 @@ def images_to_long(answered: pd.DataFrame, questions: Sequence[Example]) -> pd.D
     return answered[["method", "example_id"]].assign(behavior=answered["example_id"].map(truth), **columns)
 
 
-def draw(folder: Path) -> None:
-    """Draw the figures of both halves into the results folder."""
-    texts = load_figure_script("demo")
+def draw_images(folder: Path) -> None:
+    """Draw the figures of the first half into the results folder."""
     load_figure_script("l2s_images")["draw"](folder).savefig(folder / "demo.png", dpi=200)
-    texts["draw_dependence"](folder).savefig(folder / "demo_dependence.png", dpi=200)
-    texts["draw"](folder).savefig(folder / "demo_texts.png", dpi=200)
+    load_figure_script("demo")["draw_dependence"](folder).savefig(folder / "demo_dependence.png", dpi=200)
     images = load_figure_script("l2s_hallucination")["draw_gallery"](folder, columns=3)
     if images is not None:
         images.savefig(folder / "demo_gallery.png", dpi=200)
