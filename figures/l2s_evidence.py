@@ -22,8 +22,9 @@ METHODS = {
     "none": ("none", "no steering"), "instruction": ("prompt", "instruction"), "mean": ("mean", "one vector (mean)"),
     "routed_mean": ("routed_mean", "mean of the language\na probe reads"),
     "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
-    "l2s": ("l2s", "L2S"), "language_mean": ("p2s", "mean of the true\nlanguage (oracle)"),
-    "own": ("p2s", "own vector (oracle)"), "named_language": ("prompt", "instruction that\nnames it (oracle)"),
+    "l2s": ("l2s", "L2S"), "shuffled": ("random", "L2S, shuffled targets"),
+    "language_mean": ("p2s", "mean of the true\nlanguage (oracle)"), "own": ("p2s", "own vector (oracle)"),
+    "named_language": ("prompt", "instruction that\nnames it (oracle)"),
 }  # fmt: skip
 SEEN = {"seen": ("o", "languages seen in training, other clues"), "unseen": ("^", "languages not seen in training")}
 PANELS = {"city": "a  A city", "name": "b  The language's name", "message": "c  A message in it"}

@@ -18,12 +18,18 @@ from steerlab.plots import read_summary, style, width
 RESULTS = Path(__file__).parents[1] / "analyses/results/safety_rivals"
 METHODS = {
     "none": ("none", "no steering"), "prompt": ("prompt", "instruction"), "mean": ("mean", "one vector (mean)"),
+    "refuse_mean": ("mean", "one vector: refusals'\nmean"), "half_mean": ("mean", "one vector: half\nof each mean"),
+    "defer_mean": ("mean", "one vector: deferrals'\nmean"),
     "routed_mean": ("routed_mean", "mean of the behavior\na probe reads"),
     "routed_soft": ("routed_mean", "means, weighted by\nthe probe"),
     "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "balanced": ("l2s", "L2S, ReLU, balanced"), "gated": ("l2s", "L2S behind a probe"),
-    "released": ("l2s", "L2S, released training"), "shuffled": ("random", "L2S, shuffled targets"),
-    "class_mean": ("p2s", "mean of the true\nbehavior (oracle)"), "own": ("p2s", "own vector (oracle)"),
+    "released": ("l2s", "L2S, released training"), "published": ("l2s", "L2S, released, its\nwords and strength"),
+    "low_rank": ("l2s", "L2S, targets of rank 4"), "several_layers": ("l2s", "L2S, reads two layers"),
+    "kept_norm": ("l2s", "L2S, states keep\ntheir length"),
+    "routed_with_rest": ("routed_mean", "probe's mean, and ridge\non what it leaves"),
+    "shuffled": ("random", "L2S, shuffled targets"), "class_mean": ("p2s", "mean of the true\nbehavior (oracle)"),
+    "own": ("p2s", "own vector (oracle)"),
 }  # fmt: skip
 #: measure, title, goal
 PANELS = (
@@ -40,7 +46,7 @@ def draw(results_dir: str | Path) -> Figure:
     summary = read_summary(results_dir)
     methods = [name for name in METHODS if f"{name}.overall" in summary]
     with style():
-        fig = Figure(figsize=(width(2), 4.2), layout="constrained")
+        fig = Figure(figsize=(width(2), 1.4 + 0.2 * len(methods)), layout="constrained")
         axes = fig.subplots(1, len(PANELS) + 1, sharey=True)
         for ax, (measure, title, goal) in zip(axes, PANELS, strict=False):
             ax.axvline(goal, color="0.6", lw=0.8, ls="--")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plain
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,6 @@ from steerlab.analysis._patching.run import PatchRun
 from steerlab.analysis.patching import patch
 from steerlab.errors import DataError, LayoutError, PositionError
 from steerlab.models.engine import site_path
-from steerlab.models.forwards import main_output, with_main_output
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
 from steerlab.models.sites import INPUTS
@@ -47,20 +47,7 @@ def run(model: Model, ids: tuple[int, ...], site: Site, put: tuple[int, slice, T
         seen.append(h.detach().view(len(ids), -1))
         return h
 
-    def after(_: Any, args: Any, out: Any) -> Any:
-        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
-
-    def before(_: Any, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
-
-    module = module_at(model.hf, site_path(site, model.layout))
-    if site.point in INPUTS:
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(after)
-    with handle:
+    with plain.changing(module_at(model.hf, site_path(site, model.layout)), change, site.point in INPUTS):
         logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits
     return seen[0], float(first_logits(logits[:, -1])[0])
 
@@ -200,18 +187,13 @@ def test_images_of_the_same_tokens_are_patched() -> None:
     frame = patch(model, [red], [blue], metric=first_logits, layers=[1], positions=["images", "last"])
     rows = [model.encode("What is it?", images=[image]) for image in images]
     inputs = [model.inputs(model.batch([row])) for row in rows]
-    block, seen = module_at(model.hf, f"{model.layout.blocks_path}.1"), []
+    seen: list[Tensor] = []
     with torch.no_grad():
-        with block.register_forward_hook(lambda _, args, out: seen.append(main_output(out).clone())):
+        with plain.hooked(model, 1, lambda h: seen.append(h) or h):
             model.hf(**inputs[0])
         for cell in frame.itertuples():
-
-            def put(_: Any, args: Any, out: Any, column: int = cell.column) -> Any:
-                h = main_output(out).clone()
-                h[0, column] = seen[0][0, column]
-                return with_main_output(out, h)
-
-            with block.register_forward_hook(put):
+            at = torch.tensor([cell.column])
+            with plain.hooked(model, 1, lambda h, at=at: h.index_copy(1, at, seen[0][:, at])):
                 expected = float(first_logits(model.hf(**inputs[1]).logits[:, -1]))
             assert cell.value == pytest.approx(expected, abs=1e-4)
     assert frame["restored"].abs().max() > 1e-3

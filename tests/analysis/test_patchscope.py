@@ -1,15 +1,12 @@
 """States put into another prompt, against a plain hook and one row at a time."""
 
-from typing import Any
-
+import plain
 import pytest
 import torch
 
 from steerlab import Site
 from steerlab.analysis.patchscope import patchscope
 from steerlab.errors import DataError, LayoutError
-from steerlab.models.forwards import main_output, with_main_output
-from steerlab.models.layout import blocks
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_lm
 
@@ -19,22 +16,12 @@ TARGET = "cat cat; ? says"
 
 @torch.no_grad()
 def by_hand(model: Model, prompt: str, source: int, column: int, into: int, steps: int) -> str:
-    ids = list(model.encode(prompt).ids)
-    seen: list[Any] = []
-    with blocks(model.hf, model.layout)[source].register_forward_hook(lambda _m, _a, h: seen.append(main_output(h))):
-        model.hf(input_ids=torch.tensor([ids]), use_cache=False)
+    state = plain.hidden(model, model.encode(prompt).ids)[source][column]
     target = list(model.tokenizer(TARGET).input_ids)
     place = max(i for i, token in enumerate(target) if model.tokenizer.decode([token]).strip() == "?")
-
-    def put(_m: Any, _a: Any, out: Any) -> Any:
-        h = main_output(out).clone()
-        h[0, place] = seen[0][0, column]
-        return with_main_output(out, h)
-
     for _ in range(steps):
-        with blocks(model.hf, model.layout)[into].register_forward_hook(put):
-            logits = model.hf(input_ids=torch.tensor([target]), use_cache=False).logits[0, -1]
-        target.append(int(logits.argmax()))
+        with plain.hooked(model, into, lambda h: h.index_copy(1, torch.tensor([place]), state[None, None])):
+            target.append(int(plain.logits(model, target)[-1].argmax()))
         if target[-1] == model.tokenizer.eos_token_id:
             break
     return model.tokenizer.decode(target[-steps:], skip_special_tokens=True).rstrip()

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from synthetic_acts import activations
 
 from steerlab import Activations
 from steerlab.analysis.probe_gap import probe_gap
 from steerlab.errors import DataError
-from steerlab.models.sites import Site
 
 
 def _acts(n: int, seed: int, signal: float) -> Activations:
@@ -17,12 +17,9 @@ def _acts(n: int, seed: int, signal: float) -> Activations:
     truth = rng.integers(0, 2, n)
     values = rng.normal(size=(n, 2, 12))
     values[:, 1, 3] += signal * (2 * truth - 1)
-    index = pd.DataFrame(
-        {"example_id": [f"{seed}-{i}" for i in range(n)], "side": "prompt", "position": "last",
-         "behavior": np.where(truth == 1, "yes", "no"), "split": np.where(np.arange(n) % 2, "a", "b"),
-         "column": 0, "token": 1, "n_tokens": 1}
-    )  # fmt: skip
-    return Activations(torch.tensor(values, dtype=torch.float32), index, (Site(0), Site(1)), {})
+    columns = {"behavior": np.where(truth == 1, "yes", "no"), "split": np.where(np.arange(n) % 2, "a", "b")}
+    ids = [f"{seed}-{i}" for i in range(n)]
+    return activations(torch.tensor(values, dtype=torch.float32), [0, 1], {}, example_id=ids, **columns)
 
 
 def test_the_probe_finds_the_layer_that_knows_and_the_interval_says_so() -> None:

@@ -1,11 +1,6 @@
 """Cosines, CKA, principal angles, the geometry table, maps and neighbors, against plain loops and known answers."""
 
-import json
-import os
-import subprocess
-import sys
 from itertools import combinations, product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import cosine_similarity
+from synthetic_acts import clusters, make_acts, shuffled
+from synthetic_acts import normal as randn
 from torch import Tensor
 
 from steerlab import L2S, Activations, MeanDifference, Site
@@ -23,11 +20,6 @@ from steerlab.analysis.geometry import geometry, map_2d, principal_angles
 from steerlab.analysis.similarity import cosine_matrix, cosine_table, nearest_neighbors, norms, vectors_by_layer
 from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods import Context
-from steerlab.testing import tiny_hf, tiny_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from synthetic_acts import clusters, make_acts, shuffled
-from synthetic_acts import normal as randn
 
 seeds = st.integers(0, 10_000)
 
@@ -314,22 +306,3 @@ def test_nearest_neighbors_refuse_more_than_there_are(clustered: tuple[L2S, Acti
             nearest_neighbors(l2s, acts, k=k)
     with pytest.raises(ActivationError, match="not fitted"):
         nearest_neighbors(L2S(3), acts)
-
-
-@pytest.mark.nightly
-def test_the_study_writes_its_files_and_resumes(tmp_path: Path) -> None:
-    tiny_hf("llama", n_layers=3).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    out, script = tmp_path / "out", Path(__file__).parents[2] / "analyses" / "vector_similarity.py"
-    command = [sys.executable, str(script), "--model", str(tmp_path / "model"), "--limit", "8", "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr[-2000:]
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["layer"] == 2 and summary["geometry.within.refuse.refuse"]["n"] == 24 * 23 // 2
-    assert {"cos.l2s.p2s", "cos.mean.p2s", "nearest.chance", "norms.vector.defer"} <= set(summary)
-    frame = pd.read_csv(out / "results.csv")
-    assert set(frame["method"]) == {"l2s", "mean", "mean of its behavior"} and set(frame["metric"]) == {"cos_to_p2s"}
-    assert len(pd.read_csv(out / "cka.csv")) == 9 and len(pd.read_csv(out / "maps.csv")) == 72 + 48
-    assert "labels shuffled" in (out / "examples.md").read_text()

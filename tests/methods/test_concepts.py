@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain import hidden
 from synthetic_acts import activations, normal
 
 from steerlab import SteeringVector, generate
@@ -114,16 +115,11 @@ def test_steered_texts_are_those_of_the_vector_and_saved_steering_is_the_same(tm
     plain = list(generate(model, prompts, **options | {"steer": ()}))
     vector = SteeringVector({1: concepts.concepts_[1] - concepts.concepts_[0]})
     added = list(generate(model, prompts, steer=vector, **options))
-    acts = steering.concepts.assign(torch.stack([_last(model, p) for p in prompts])).tolist()
+    acts = steering.concepts.assign(torch.stack([hidden(model, model.encode(p).ids)[1][-1] for p in prompts])).tolist()
     assert set(acts) == {0, 1}
     assert found == [a if k == 0 else p for a, p, k in zip(added, plain, acts, strict=True)] and found != plain
     steering.save_pretrained(tmp_path)
     assert list(generate(model, prompts, steer=load_steerer(tmp_path, model), **options)) == found
-
-
-def _last(model, prompt: str) -> torch.Tensor:
-    ids = torch.tensor([model.encode(prompt).ids])
-    return model.hf(ids, output_hidden_states=True, use_cache=False).hidden_states[2][0, -1]
 
 
 def test_steering_between_what_does_not_fit_is_refused() -> None:

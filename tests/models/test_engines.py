@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import plain
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,8 @@ def edits_of(inputs: Inputs, *sites: Site) -> SiteEdits:
 
 def state_at(module: nn.Module, is_input: bool, run: Callable[[], Any]) -> Tensor:
     """The first argument or the output of a module, by a plain hook."""
-    found: list[Any] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-        h = (args or (kwargs.get("hidden_states"),)) if is_input else output
-        found.append(h[0] if isinstance(h, tuple) else h)
-
-    register = module.register_forward_pre_hook if is_input else module.register_forward_hook
-    with torch.no_grad(), register(keep, with_kwargs=True):
+    found: list[Tensor] = []
+    with torch.no_grad(), plain.changing(module, lambda h: found.append(h) or h, is_input):
         run()
     (h,) = found
     return h

@@ -108,6 +108,7 @@ def test_block_that_reads_another_from_below_allows_no_restart() -> None:
 def test_state_that_is_no_key_or_value_allows_no_prefix() -> None:
     model = checked("mamba")
     assert model.shortcuts.prefix is None and model.shortcuts.layer_restart
+    assert not model.row_format.no_generation, "it decodes right under edits, whatever its cache is called"
 
 
 def test_marian_rows_are_batched_by_length_because_padding_moves_their_positions() -> None:
@@ -135,10 +136,6 @@ def test_roberta_positions_begin_after_the_padding_token() -> None:
 def test_model_that_attends_ahead_is_refused() -> None:
     with pytest.raises(LayoutError, match="is not causal: another last token changes the states before it"):
         checked("bert")
-
-
-def test_mamba_decodes_right_under_edits_whatever_its_cache_is_called() -> None:
-    assert not checked("mamba").row_format.no_generation
 
 
 def test_decoding_that_is_wrong_with_a_cache_runs_whole_rows() -> None:

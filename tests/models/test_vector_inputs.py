@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plain
 import pytest
 import torch
 from PIL import Image
@@ -127,11 +128,8 @@ def test_captured_states_of_a_padded_batch_are_those_of_each_row_alone(decoder: 
         for example in examples:
             row = model.encode(example.prompt, images=example.images)
             kept: list[torch.Tensor] = []
-            hook = steerlab.models.layout.blocks(model.hf, model.layout)[1].register_forward_hook(
-                lambda _, __, out: kept.append(out[0] if isinstance(out, tuple) else out)  # noqa: B023
-            )
-            plain_logits(model, example)
-            hook.remove()
+            with plain.hooked(model, 1, lambda h, kept=kept: kept.append(h) or h):
+                plain_logits(model, example)
             columns = row.kind("image") if position == "vectors" else [len(row) - 1]
             torch.testing.assert_close(
                 acts.select(example_id=[example.id]).at(1), kept[0][0, columns], atol=1e-4, rtol=1e-3
@@ -145,16 +143,9 @@ def test_steering_the_vectors_moves_their_columns_alone_and_decodes_the_same_wit
     model, examples = vector_lm(decoder), street_examples()
     vector = torch.linspace(-1, 1, model.hidden_size)
     found = steerlab.next_token_logits(model, examples, steer=Request({1: vector}, 2.0, "vectors"), progress=False)
-    block = steerlab.models.layout.blocks(model.hf, model.layout)[1]
     for example, logits in zip(examples, found, strict=True):
         marked = model.encode(example.prompt, images=example.images).kind("image")
-
-        def add(_: Any, __: Any, out: Any, columns: list[int] = marked) -> Any:
-            h = (out[0] if isinstance(out, tuple) else out).clone()
-            h[:, columns] += 2.0 * vector
-            return (h, *out[1:]) if isinstance(out, tuple) else h
-
-        with block.register_forward_hook(add):
+        with plain.hooked(model, 1, plain.adding(2.0 * vector, marked)):
             wanted = plain_logits(model, example)[-1]
         torch.testing.assert_close(logits, wanted, atol=2e-4, rtol=1e-3)
     request = Request({1: vector}, 2.0, "vectors+generated")
@@ -186,9 +177,9 @@ def test_objects_latents_and_queries_are_read_and_steered_in_the_encoder(model: 
     )
     torch.testing.assert_close(acts.select(example_id=["s2"]).values[:, 0], objects[0].detach(), atol=1e-6, rtol=1e-5)
     vector = {Site(2, part="vision"): torch.linspace(-1, 1, 16)}  # a norm would take a constant away
-    plain = steerlab.next_token_logits(model, examples, progress=False)
+    unmoved = steerlab.next_token_logits(model, examples, progress=False)
     moved = steerlab.next_token_logits(model, examples, steer=Request(vector, 3.0, "vectors"), progress=False)
-    assert (moved - plain).abs().max() > 1e-3
+    assert (moved - unmoved).abs().max() > 1e-3
 
 
 def test_contrasts_on_the_span_are_learned_swept_and_patched(model: Model) -> None:

@@ -4,23 +4,20 @@ Run by `make remote`, not by `make test`: the server is installed and started. N
 functions: wrapped functions cannot be pickled.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from servers.ndif import Ndif
+from servers.network import NoNetwork, private_network
+from servers.venvs import NDIF, NDIF_THEN, CannotInstall, environment, program
 
 import steerlab
 from steerlab.models.interventions import apply_edits
 from steerlab.models.model import Model
 from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_lm
-
-sys.path.insert(0, str(Path(__file__).parent))
-from servers.ndif import Ndif
-from servers.network import NoNetwork, private_network
-from servers.venvs import NDIF, NDIF_THEN, CannotInstall, environment, program
 
 LIMIT = 15.0  # seconds a job may take on the test server
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis.internal.compat
 import pytest
 import torch
+from fitted import Fixed
 from remote_fits import PAIRS, PROMPTS
 from servers.keys import Keys
 from servers.ndif import Ndif
@@ -22,7 +23,7 @@ from torch import Tensor
 import steerlab
 from steerlab.cli import main
 from steerlab.errors import RemoteError
-from steerlab.methods.base import Context, Intervention, Steerer
+from steerlab.methods.base import Intervention
 from steerlab.models._nnsight import client
 from steerlab.models.model import Model
 
@@ -32,20 +33,9 @@ Models = dict[str, Path]
 TINY = "tiny-llama"
 
 
-class InModel(Steerer):
+def in_model(function: Callable[[Tensor], Tensor]) -> Fixed:
     """A user's method that computes its vector in the model by a function."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function, self.site = function, steerlab.Site(1)
-
-    def fit_activations(self, acts: steerlab.Activations) -> None:
-        pass
-
-    def vectors(self, context: Context) -> Tensor:
-        raise NotImplementedError
-
-    def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        return (Intervention(self.site, vector_fn=self.function),)
+    return Fixed(Intervention(steerlab.Site(1), vector_fn=function))
 
 
 def slow(h: Tensor) -> Tensor:
@@ -88,7 +78,7 @@ class WithLock:
 
 def error_of(model: Model, function: Callable[[Tensor], Tensor]) -> RemoteError:
     with pytest.raises(RemoteError) as caught:
-        steerlab.generate(model, PROMPTS, steer=InModel(function), max_new_tokens=3)
+        steerlab.generate(model, PROMPTS, steer=in_model(function), max_new_tokens=3)
     return caught.value
 
 
@@ -144,7 +134,7 @@ def test_a_batch_that_exceeds_the_servers_memory_needs_a_smaller_one(remote: Get
     error = error_of(remote(TINY), out_of_memory)
     assert error.kind == "size" and "Use a smaller batch_size" in str(error), error
     options = {"max_new_tokens": 2, "batch_size": 1}
-    alone = steerlab.generate(remote(TINY), PROMPTS, steer=InModel(out_of_memory), **options)
+    alone = steerlab.generate(remote(TINY), PROMPTS, steer=in_model(out_of_memory), **options)
     assert alone.ids == steerlab.generate(near(TINY), PROMPTS, **options).ids
 
 
@@ -172,11 +162,11 @@ def test_code_that_cannot_run_on_the_server_is_named(remote: Get, function: Call
 
 def test_a_job_has_the_servers_messages_and_errors(remote: Get) -> None:
     options = {"max_new_tokens": 3, "blocking": False}
-    job = steerlab.generate(remote(TINY), PROMPTS, steer=InModel(prints), **options)
+    job = steerlab.generate(remote(TINY), PROMPTS, steer=in_model(prints), **options)
     assert len(job.result(120)) == len(PROMPTS) and job.done()
     assert any("steering 3 rows" in line for line in job.log), job.log
     assert any("queued" in line for line in job.log) and job.state.startswith("completed"), job.log
-    job = steerlab.generate(remote(TINY), PROMPTS, steer=InModel(divides_by_zero), **options)
+    job = steerlab.generate(remote(TINY), PROMPTS, steer=in_model(divides_by_zero), **options)
     with pytest.raises(RemoteError, match="ZeroDivisionError"):
         job.result(120)
 

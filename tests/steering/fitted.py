@@ -2,8 +2,10 @@
 
 from functools import cache
 
+import plain
 import pytest
 import torch
+from torch import Tensor
 
 from steerlab import L2S, Contrast, Example, SteeringVector, capture
 from steerlab.data.inputs import as_examples
@@ -42,6 +44,18 @@ def make_steerers(family: str) -> dict[str, Steerer]:
         "l2s": L2S(LAYER, context_layer=CONTEXT_LAYER, hidden_units=3, config=QUICK, progress=False).fit(acts),
         "random": RandomDirection(LAYER, seed=3).fit(acts),
     }
+
+
+def own_vector(model: Model, steerer: Steerer, prompt: str, number: int) -> Tensor:
+    """A prompt's vector by hand, from the steerer's fitted tensors."""
+    if isinstance(steerer, P2S):
+        return steerer.table_[number]
+    if not isinstance(steerer, L2S):
+        return steerer.vector_
+    ids, n_prompt = plain.chat_ids(model, prompt)
+    context = plain.hidden(model, ids)[CONTEXT_LAYER][n_prompt - 1]
+    weights = dict(steerer.net_.state_dict())
+    return weights["decoder.weight"] @ torch.tanh(weights["encoder.weight"] @ context + weights["encoder.bias"])
 
 
 class Fixed(Steerer):

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerlab.models.layout import blocks
 from steerlab.models.model import Model
@@ -33,14 +33,27 @@ def chat_ids(
 
 
 @contextmanager
-def hooked(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the output of one block by `change` of it."""
+def changing(
+    module: nn.Module, change: Callable[[Tensor], Tensor], of_input: bool = False, prepend: bool = False
+) -> Iterator[None]:
+    """Replace the output of a module, or its first argument, by `change` of it."""
 
-    def after(_: Any, args: Any, output: Any) -> Any:
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+    def after(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    with blocks(model.hf, model.layout)[layer].register_forward_hook(after):
+    register, hook = (module.register_forward_pre_hook, before) if of_input else (module.register_forward_hook, after)
+    with register(hook, prepend=prepend, with_kwargs=True):
         yield
+
+
+def hooked(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> AbstractContextManager:
+    """Replace the output of one block by `change` of it."""
+    return changing(blocks(model.hf, model.layout)[layer], change)
 
 
 @contextmanager
@@ -61,6 +74,14 @@ def adding(delta: Tensor, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
         return h
 
     return change
+
+
+def turned(h: Tensor, u: Tensor, share: float) -> Tensor:
+    """Each state turned towards u by a share of the angle between them."""
+    angle = torch.arccos((h @ u / h.norm(dim=-1)).clamp(-1, 1))[..., None]
+    across = h - (h @ u)[..., None] * u
+    across = across / across.norm(dim=-1, keepdim=True)
+    return h.norm(dim=-1, keepdim=True) * (torch.cos((1 - share) * angle) * u + torch.sin((1 - share) * angle) * across)
 
 
 @torch.no_grad()

@@ -6,14 +6,13 @@ import plain
 import pytest
 import torch
 from comparisons import check_hooks, check_padding, edits_of, encoded, states
-from fitted import ANSWERS, CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers, sides
+from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers, own_vector, sides
 from torch import Tensor
 
-from steerlab import L2S, SteeringVector, generate, score, steer
+from steerlab import SteeringVector, generate, score, steer
 from steerlab.data.inputs import as_examples
 from steerlab.errors import SteeringError
-from steerlab.methods import P2S
-from steerlab.methods.base import Intervention, Steerer
+from steerlab.methods.base import Intervention
 from steerlab.models.model import Model
 from steerlab.models.positions import Match
 from steerlab.models.sites import Site
@@ -32,18 +31,6 @@ engines = pytest.mark.parametrize(
 kinds = pytest.mark.parametrize("kind", ("mean", "p2s", "l2s", "random"))
 per_row = pytest.mark.parametrize("kind", ["p2s", "l2s"])  # a vector per row is the harder case
 all_positions = pytest.mark.parametrize("positions", list(plain.COLUMNS))
-
-
-def vector_by_hand(model: Model, steerer: Steerer, prompt: str, number: int) -> Tensor:
-    """A prompt's vector from the steerer's fitted tensors."""
-    if isinstance(steerer, P2S):
-        return steerer.table_[number]
-    if not isinstance(steerer, L2S):
-        return steerer.vector_
-    ids, n_prompt = plain.chat_ids(model, prompt)
-    context = plain.hidden(model, ids)[CONTEXT_LAYER][n_prompt - 1]
-    weights = dict(steerer.net_.state_dict())
-    return weights["decoder.weight"] @ torch.tanh(weights["encoder.weight"] @ context + weights["encoder.bias"])
 
 
 # --- alpha 0 ---------------------------------------------------------------------------------------------------
@@ -129,7 +116,7 @@ def test_every_steerer_adds_its_vector(family, backend, kind):
     (setting,) = resolve_interventions(model, [Request(steerer)], as_examples(PROMPTS), 16)
     vectors = setting.interventions[0].vectors.clone()
     for number, prompt in enumerate(PROMPTS):
-        expected = vector_by_hand(model, steerer, prompt, number)
+        expected = own_vector(model, steerer, prompt, number)
         torch.testing.assert_close(vectors[number], expected, rtol=1e-4, atol=1e-5)
     before, steered = states(model, batch, {}), states(model, batch, edits_of(model, batch, Request(steerer, ALPHA)))
     real = batch.attention_mask.bool()[:, :, None]

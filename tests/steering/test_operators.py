@@ -1,7 +1,7 @@
 """Every operator against plain hooks, row by row, in the prompt and while decoding."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import plain
 import pytest
 import torch
 from comparisons import check_copies, check_hooks, check_padding
-from fitted import HIDDEN, LAYER, PROMPTS, Fixed, make_lm, make_steerers, sides
+from fitted import HIDDEN, LAYER, PROMPTS, Fixed, make_lm, make_steerers, own_vector, sides
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,18 +29,6 @@ V = 3 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4))
 U = V / V.norm()
 WHERE = "last+generated"
 
-
-def turned(h: Tensor, share: float) -> Tensor:
-    """One state at a time, by the angle itself."""
-    rows = []
-    for state in h:
-        angle = torch.arccos((state @ U / state.norm()).clamp(-1, 1))
-        across = state - (state @ U) * U
-        new = torch.cos((1 - share) * angle) * U + torch.sin((1 - share) * angle) * across / across.norm()
-        rows.append(state.norm() * new)
-    return torch.stack(rows)
-
-
 # name: what is given to `Operation`, and the same by hand for states `(tokens, hidden)` and a strength
 OPERATIONS: dict[str, tuple[Any, Callable[[Tensor, float], Tensor]]] = {
     "add": ("add", lambda h, a: h + a * V),
@@ -48,7 +36,7 @@ OPERATIONS: dict[str, tuple[Any, Callable[[Tensor, float], Tensor]]] = {
     "clamp": (Clamp(-0.1, 0.05), lambda h, a: h + a * torch.outer((h @ U).clamp(-0.1, 0.05) - h @ U, U)),
     "cap": (Clamp(high=0.05), lambda h, a: h - a * torch.outer((h @ U - 0.05).clamp(min=0), U)),
     "replace": ("replace", lambda h, a: (1 - a) * h + a * V),
-    "rotate": ("rotate", turned),
+    "rotate": ("rotate", lambda h, a: plain.turned(h, U, a)),
     "scale": (Scale(0.25), lambda h, a: h * (1 + a * (0.25 - 1))),
 }
 FEW = ("gemma2", "gpt2")  # all others are compared at night
@@ -215,20 +203,13 @@ def test_gate_of_a_probe_decides_token_by_token() -> None:
 
 def test_own_vector_of_each_input_is_the_direction_of_an_operator() -> None:
     model, l2s = make_lm("llama"), make_steerers("llama")["l2s"]
-    context = [steerlab_vector(model, l2s, prompt) for prompt in PROMPTS]
+    context = [own_vector(model, l2s, prompt, number) for number, prompt in enumerate(PROMPTS)]
 
     def hooks(number: int, prompt: str) -> list[Any]:
         u = context[number] / context[number].norm()
         return by_hand(model, lambda h, a: h - a * torch.outer(h @ u, u), lambda _: 1.0, "all", number, prompt)
 
     check_hooks(model, Request(Operation(l2s, "project_out"), 1.0, "all"), hooks)
-
-
-def steerlab_vector(model: Model, l2s: Any, prompt: str) -> Tensor:
-    """The vector that L2S predicts for one prompt, from its weights by hand."""
-    ids, n_prompt = plain.chat_ids(model, prompt)
-    state, weights = plain.hidden(model, ids)[3][n_prompt - 1], dict(l2s.net_.state_dict())
-    return weights["decoder.weight"] @ torch.tanh(weights["encoder.weight"] @ state + weights["encoder.bias"])
 
 
 def test_operators_are_applied_in_the_order_given() -> None:
@@ -336,19 +317,19 @@ def projection(model: Model) -> torch.nn.Module:
     return found
 
 
-@contextmanager
-def heads_by_hand(model: Model, change: Callable[[Tensor, Tensor], Tensor], chosen: list[int]) -> Iterator[None]:
+def heads_by_hand(
+    model: Model, change: Callable[[Tensor, Tensor], Tensor], chosen: list[int]
+) -> AbstractContextManager:
     """Every token's results of some heads of 8 numbers each, changed before the output projection."""
 
-    def before(_: Any, args: tuple[Any, ...]) -> Any:
-        h = args[0].clone()
+    def before(h: Tensor) -> Tensor:
+        h = h.clone()
         for head in chosen:
             part = slice(8 * head, 8 * head + 8)
             h[0, :, part] = change(h[0, :, part], V[part])
-        return (h, *args[1:])
+        return h
 
-    with projection(model).register_forward_pre_hook(before):
-        yield
+    return plain.changing(projection(model), before, of_input=True)
 
 
 @pytest.mark.parametrize(

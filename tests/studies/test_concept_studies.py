@@ -1,7 +1,6 @@
 """The studies of concepts and of what needs a predicted vector run from end to end, resume, and draw their figures."""
 
 import json
-import sys
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from running import ROOT, succeed, tiny_folder
+from _concepts import Directions, find_directions, split_ids
+from _shift_pairs import EMOTIONS
+from running import succeed, tiny_folder
+from ssae import cosines
 
 from steerlab.data import attribute_pairs, change_labels
 from steerlab.metrics import correlations
 from steerlab.testing import tiny_hf, tiny_tokenizer
-
-sys.path.insert(0, str(ROOT / "analyses"))
-from _concepts import Directions, find_directions, split_ids
-from _shift_pairs import EMOTIONS
-from ssae import cosines
 
 VALUES = [column.split("=")[1] for column in change_labels(attribute_pairs("objects", 400))]
 

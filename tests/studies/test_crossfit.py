@@ -1,29 +1,23 @@
 """Out-of-fold vectors: nobody is predicted by a steerer that saw them."""
 
-import pandas as pd
 import pytest
 import torch
 from _crossfit import crossfit
+from synthetic_acts import activations
 
 from steerlab import L2S, Activations, MeanDifference
 from steerlab.errors import DataError
 from steerlab.methods import TrainingConfig
-from steerlab.models.sites import Site
 
 N, WIDTH = 11, 6
 
 
 def _acts() -> Activations:
     """Sample i has the contrast e_i-ish: its own number in every coordinate, so a mean tells who was in it."""
-    rows, values = [], []
-    for i in range(N):
-        for side, value in (("prompt", 0.0), ("positive", 2.0**i), ("negative", 0.0)):
-            values.append(torch.full((1, WIDTH), value))
-            rows.append(
-                {"example_id": f"s{i:02d}", "side": side, "position": "last" if side == "prompt" else "answer",
-                 "behavior": "refuse", "split": "train", "column": 0, "token": 1, "n_tokens": 1}
-            )  # fmt: skip
-    return Activations(torch.stack(values), pd.DataFrame(rows), (Site(3),), {})
+    columns = {"side": ["prompt", "positive", "negative"] * N, "position": ["last", "answer", "answer"] * N}
+    columns["example_id"] = [f"s{i:02d}" for i in range(N) for _ in range(3)]
+    values = torch.tensor([[0.0, 2.0**i, 0.0] for i in range(N)]).reshape(-1, 1, 1).expand(-1, 1, WIDTH)
+    return activations(values, [3], {}, **columns, behavior="refuse", split="train")
 
 
 def test_the_own_sample_and_its_fold_are_not_in_the_fit() -> None:

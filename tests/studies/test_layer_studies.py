@@ -45,3 +45,16 @@ def test_steerability_uses_balanced_splits(folder: Path, tmp_path: Path) -> None
     assert (means - sets.set_index("behavior")["steerability"]).abs().max() < 1e-4
     succeed("figures/steerability.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "steerability.pdf").stat().st_size > 5000
+
+
+def test_similarity_of_vectors_writes_its_files_and_resumes(tmp_path: Path) -> None:
+    folder, out = tiny_folder(tmp_path / "model", n_layers=3), tmp_path / "out"
+    for _ in range(2):
+        succeed("analyses/vector_similarity.py", "--model", str(folder), "--limit", "8", "--out", str(out))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["layer"] == 2 and summary["geometry.within.refuse.refuse"]["n"] == 24 * 23 // 2
+    assert {"cos.l2s.p2s", "cos.mean.p2s", "nearest.chance", "norms.vector.defer"} <= set(summary)
+    frame = pd.read_csv(out / "results.csv")
+    assert set(frame["method"]) == {"l2s", "mean", "mean of its behavior"} and set(frame["metric"]) == {"cos_to_p2s"}
+    assert len(pd.read_csv(out / "cka.csv")) == 9 and len(pd.read_csv(out / "maps.csv")) == 72 + 48
+    assert "labels shuffled" in (out / "examples.md").read_text()

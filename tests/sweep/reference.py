@@ -1,6 +1,7 @@
 """What a sweep must equal: one plain forward with a hook per setting and input, or `steer` for each setting."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 import steerlab
 from steerlab import Activations, Contrast, Example, MeanDifference, Site, SteeringVector
@@ -69,21 +69,11 @@ def written(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (folder / "stages").iterdir()}
 
 
-def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> RemovableHandle:
-    """A plain hook on the module that holds the site: `delta` is added at some columns. `with` removes it."""
-    block, layout = blocks(model.hf, model.layout)[site.layer], model.layout
-
-    def change(output: Any) -> Any:
-        h = (output[0] if isinstance(output, tuple) else output).clone()
-        h[:, list(where)] += delta.to(h)
-        return (h, *output[1:]) if isinstance(output, tuple) else h
-
-    if site.point in ("block_in", "heads"):
-        block = module_at(block, layout.heads_name) if site.point == "heads" else block
-        return block.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
-    name = {"mlp_out": layout.mlp_name, "attn_out": layout.attention_name}.get(site.point)
-    module = module_at(block, name) if name else block
-    return module.register_forward_hook(lambda _, args, out: change(out))
+def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> AbstractContextManager:
+    """A plain hook on the module that holds the site: `delta` is added at some columns."""
+    block, layout, change = blocks(model.hf, model.layout)[site.layer], model.layout, plain.adding(delta, where)
+    names = {"mlp_out": layout.mlp_name, "attn_out": layout.attention_name, "heads": layout.heads_name}
+    return plain.changing(module_at(block, names.get(site.point) or ""), change, site.point in ("block_in", "heads"))
 
 
 @torch.no_grad()

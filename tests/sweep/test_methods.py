@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from fitted import QUICK, Fixed
 from reference import KINDS, AnyIntervention, Recorder, by_score, check_settings, questions, random_vector
 
 import steerlab
 from steerlab import L2S, MeanDifference, Site, capture, sweep
 from steerlab.errors import MismatchError, SteeringError
-from steerlab.methods import P2S, AlphaSteer, Clamp, Operation, Operator, Scale, Spherical, TrainingConfig
+from steerlab.methods import P2S, AlphaSteer, Clamp, Operation, Operator, Scale, Spherical
 from steerlab.methods.base import Intervention
 from steerlab.models.operators import EditRule
 
 POSITIONS = ("all", "last+generated")
-QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
 both_backends = pytest.mark.parametrize("backend", [pytest.param("hooks", marks=pytest.mark.nightly), "nnsight"])
 either_positions = pytest.mark.parametrize("positions", POSITIONS)
 
@@ -72,9 +72,15 @@ def test_what_operators_gates_and_wrapped_methods_hold_makes_another_sweep(lm, t
         w, r = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(seed))
         return Operation(AlphaSteer.from_gates(1, w, r), "replace")
 
+    def shift(by: float) -> Fixed:
+        return Fixed(Intervention(Site(1), rule=EditRule(Shift(by))))
+
+    one, other = AnyIntervention("function", Site(1)), AnyIntervention("function", Site(1))
+    one.bias_, other.bias_ = 1.0, 2.0  # a trailing underscore marks what was fitted
     pairs: list[tuple[Any, Any, Any]] = [
         (Operation(v, gate=above(-0.1)), Operation(v, gate=above(-0.1)), Operation(v, gate=above(-0.2))),
-        (alphasteer(0), alphasteer(0), alphasteer(1)), (Fixed(Shift(0.1)), Fixed(Shift(0.1)), Fixed(Shift(0.2))),
+        (alphasteer(0), alphasteer(0), alphasteer(1)), (shift(0.1), shift(0.1), shift(0.2)),
+        (one, one, other),
     ]  # fmt: skip
     for number, (one, same, other) in enumerate(pairs):
         options: Any = {"alphas": (1.0,), "positions": "all", "folder": tmp_path / str(number), "progress": False}
@@ -82,7 +88,7 @@ def test_what_operators_gates_and_wrapped_methods_hold_makes_another_sweep(lm, t
         assert sweep(model, rows, {"odd": {1: same}}, None, **options)["value"].equals(first["value"])
         with pytest.raises(MismatchError, match="vectors"):
             sweep(model, rows, {"odd": {1: other}}, None, **options)
-    both = sweep(model, rows, {"a": {1: Fixed(Shift(5.0))}, "b": {1: Fixed(Shift(-5.0))}}, None, (1.0,), "all")
+    both = sweep(model, rows, {"a": {1: shift(5.0)}, "b": {1: shift(-5.0)}}, None, (1.0,), "all")
     values = both.pivot(index="example_id", columns="method", values="value")
     assert (values["a"] != values["b"]).all()
 
@@ -97,17 +103,6 @@ class Shift(Operator):
 
     def __call__(self, h: Any, vector: Any, strength: Any) -> Any:
         return h + strength * self.by * torch.arange(h.shape[-1])
-
-
-class Fixed(AnyIntervention):
-    """One operator at layer 1."""
-
-    def __init__(self, operator: Operator) -> None:
-        super().__init__("operator", Site(1))
-        self.operator = operator
-
-    def interventions(self, context: Any) -> Any:
-        return (Intervention(Site(1), rule=EditRule(self.operator)),)
 
 
 def test_fitted_spherical_keeps_its_operator_at_every_layer_of_a_sweep(lm) -> None:
@@ -169,14 +164,3 @@ def test_alphas_in_units_of_each_inputs_norm_equal_steer(lm, positions: str) -> 
     options: dict[str, Any] = {"scale": "norm", "metric": "logprob_difference", "progress": False}
     frame = sweep(model, rows, {"v": {1: one}}, 1, (0.0, 0.5), positions, **options)
     check_settings(frame, {"v": one}, lambda v, alpha, where: by_score(model, v, rows, alpha, where, scale="norm"))
-
-
-def test_refitted_functions_of_the_state_make_another_sweep(lm, tmp_path) -> None:
-    model, rows = lm(), questions()
-    one, other = AnyIntervention("function", Site(1)), AnyIntervention("function", Site(1))
-    one.bias_, other.bias_ = 1.0, 2.0  # a trailing underscore marks what was fitted
-    options: Any = {"alphas": (1.0,), "positions": "all", "folder": tmp_path, "progress": False}
-    first = sweep(model, rows, {"odd": {1: one}}, None, **options)
-    assert sweep(model, rows, {"odd": {1: one}}, None, **options)["value"].equals(first["value"])
-    with pytest.raises(MismatchError, match="vectors"):
-        sweep(model, rows, {"odd": {1: other}}, None, **options)

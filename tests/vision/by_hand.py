@@ -4,10 +4,12 @@ The references ask the family's processor about the fully rendered text, one row
 batching or engine is involved (but in `block_states`, which they are compared with).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
+import plain
 import torch
 from torch import Tensor, nn
 
@@ -50,20 +52,10 @@ def longer(model: Model, given: dict[str, Tensor], ids: Sequence[int]) -> dict[s
     return given | {k: torch.cat([given[k], end.to(given[k])], 1) for k, end in ends.items() if k in given}
 
 
-@contextmanager
-def hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+def hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]) -> AbstractContextManager:
     """Replace the output of each module by `change(number, output)`."""
-
-    def attach(number: int, module: nn.Module) -> Any:
-        def after(_: nn.Module, args: Any, out: Any) -> Any:
-            return (change(number, out[0]), *out[1:]) if isinstance(out, tuple) else change(number, out)
-
-        return module.register_forward_hook(after, prepend=True)  # before those of Hugging Face, which collect states
-
-    with ExitStack() as stack:
-        for number, module in enumerate(modules):
-            stack.callback(attach(number, module).remove)
-        yield
+    # before the hooks of Hugging Face, which collect states
+    return plain.under(plain.changing(m, partial(change, number), prepend=True) for number, m in enumerate(modules))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import image_models
+import plain
 import pytest
 import torch
 from by_hand import block_states, greedy, hooked, processed, taken
@@ -271,18 +272,10 @@ def test_vector_is_added_to_the_patches_of_its_row(family: str, backend: str, si
         assert (steered - text)[row, -1, images[row]].abs().amax(-1).gt(1e-4).any(), "the text sees it"
 
 
-def turned(h: Tensor, u: Tensor, share: float) -> Tensor:
-    """Each state turned towards u by a share of the angle between them."""
-    angle = torch.arccos((h @ u / h.norm(dim=-1)).clamp(-1, 1))[..., None]
-    across = h - (h @ u)[..., None] * u
-    across = across / across.norm(dim=-1, keepdim=True)
-    return h.norm(dim=-1, keepdim=True) * (torch.cos((1 - share) * angle) * u + torch.sin((1 - share) * angle) * across)
-
-
 OPERATORS: dict[str, tuple[Any, Any]] = {
     "project_out": ("project_out", lambda h, v: h - 0.6 * (h @ v / v.norm() ** 2)[..., None] * v),
     "replace": ("replace", lambda h, v: 0.4 * h + 0.6 * v),
-    "rotate": ("rotate", lambda h, v: turned(h, v / v.norm(), 0.6)),
+    "rotate": ("rotate", lambda h, v: plain.turned(h, v / v.norm(), 0.6)),
     "scale": (Scale(0.5), lambda h, v: 0.7 * h),
     "clamp": (Clamp(-0.1, 0.1), lambda h, v: h - 0.6 * softshrink(h @ v / v.norm(), 0.1)[..., None] * v / v.norm()),
 }

@@ -5,22 +5,19 @@ Run by `make vllm` in an environment of its own (`requirements-vllm.txt`), not b
 
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server import Server
 
 import steerlab
 from steerlab.models.interventions import apply_edits
 from steerlab.models.model import Model
 from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_lm
-
-sys.path.insert(0, str(Path(__file__).parent))
-from server import Server
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; read by vLLM's worker
 KEY = "open-sesame"
