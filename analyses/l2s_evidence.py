@@ -234,7 +234,7 @@ def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
     made = [fingerprint(text)[:12] for text in found["text"].astype(str)]
     found = found.assign(answer=found["answer"].fillna(pd.Series(made, found.index)) if "answer" in found else made)
     if readings is None:
-        return found
+        return found.drop(columns="right_readably", errors="ignore")  # an earlier run's: other methods lack it
     labels = pd.read_csv(readings)
     if not {"answer", "readable"} <= {*labels} or labels["answer"].duplicated().any():
         raise MismatchError(f"{readings}: expected columns answer, each once, and readable; it has {list(labels)}")
