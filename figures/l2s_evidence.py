@@ -42,7 +42,7 @@ def draw(results_dir: str | Path) -> Figure:
     )
     measures = {"right": "Share of answers in the language", gated[0]: gated[1]}
     with style():
-        fig = Figure(figsize=(width(2), 5.0), layout="constrained")
+        fig = Figure(figsize=(width(2), 5.9), layout="constrained")
         axes = fig.subplots(len(measures), len(clues), sharex=True, sharey=True, squeeze=False)
         for (measure, label), of_measure in zip(measures.items(), axes, strict=True):
             for clue, ax in zip(clues, of_measure, strict=True):
