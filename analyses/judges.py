@@ -18,8 +18,10 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 import steerlab
+from steerlab import Example
+from steerlab._support.files import fingerprint
 from steerlab.analysis.study import Study
-from steerlab.data import read_jsonl
+from steerlab.data import data_hash, read_jsonl
 from steerlab.metrics import Estimate
 from steerlab.metrics.topic import ON_TOPIC, topic_gain
 from steerlab.models.model import Model
@@ -42,15 +44,17 @@ def agreement(rule: pd.Series, reader: pd.Series) -> dict[str, float]:
     return {**found, "kappa": round(cohen_kappa_score(rule.astype(bool), reader.astype(bool)), 4)}
 
 
-def measure_gains(model: Model, answers: pd.DataFrame, data: str, batch_size: int) -> pd.DataFrame:
-    """How much its own prompt makes each of the model's answers probable, by the number of the answer."""
+def shown_answers(answers: pd.DataFrame, data: str) -> tuple[pd.DataFrame, list[Example]]:
+    """SmolLM2's answers that have a text and that neither reader calls a refusal, and their prompts."""
     shown = answers["text"].notna() & (answers["refuses_a"] == 0) & (answers["refuses_b"] == 0)
     rows = answers[shown & (answers["model"] == "SmolLM2-135M-Instruct")]
     prompts = {e.id: e for path in SOURCES.values() for e in read_jsonl(Path(data) / path, "instruction", behavior="")}
-    examples = [
-        prompts[i].replace(id=str(number)) for i, number in zip(rows["example_id"], rows["number"], strict=True)
-    ]
-    gains = topic_gain(model, examples, rows["text"].tolist(), batch_size=batch_size, progress=False)
+    return rows, [prompts[i].replace(id=str(n)) for i, n in zip(rows["example_id"], rows["number"], strict=True)]
+
+
+def measure_gains(model: Model, rows: pd.DataFrame, prompts: list[Example], batch_size: int) -> pd.DataFrame:
+    """How much its own prompt makes each of the model's answers probable, by the number of the answer."""
+    gains = topic_gain(model, prompts, rows["text"].tolist(), batch_size=batch_size, progress=False)
     return pd.DataFrame({"number": rows["number"], "topic_gain": gains.round(4)})
 
 
@@ -84,10 +88,12 @@ def main() -> None:
     args = arguments.parse_args()
     answers, deferrals = (pd.read_csv(LABELS / name) for name in ("answers.csv", "deferral.csv"))
     model = steerlab.load(args.model, device=args.device)
-    study = Study(args.out, {"study": "judges", "weights": model.info()["weights"], "answers": len(answers)})
-    gains = study.stage("topic", lambda: measure_gains(model, answers, args.data, args.batch_size))
+    rows, prompts = shown_answers(answers, args.data)
+    identity = {"study": "judges", "weights": model.info()["weights"], "data": data_hash(prompts)}
+    study = Study(args.out, identity | {"texts": fingerprint(rows["text"].tolist())})
+    gains = study.stage("topic", lambda: measure_gains(model, rows, prompts, args.batch_size))
     summary = summarize(answers, deferrals, gains)
-    study.finish(gains, summary, "The answers are in answers.csv and deferral.csv.\n", provenance(model, [], args))
+    study.finish(gains, summary, "The answers are in answers.csv and deferral.csv.\n", provenance(model, prompts, args))
     show_table("Agreement", pd.DataFrame(summary).T)
 
 

@@ -27,7 +27,7 @@ methods that it lacks, and questions without a clue, are answered.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, languag
 from steerlab.errors import MismatchError
 from steerlab.methods import P2S, Context, NearestNeighbors, Prompt, RoutedMean, Steerer
 from steerlab.metrics import Estimate, find_language, paired_bootstrap
+from steerlab.models.fingerprint import differences
 from steerlab.models.model import Model
 from steerlab.plots import read_summary
 
@@ -80,14 +81,14 @@ def makers(args: argparse.Namespace, seed: int) -> dict[str, Callable[[], Steere
     """The methods that are fitted to the seen languages, by name."""
     layer = args.layer
     options: dict[str, Any] = {"context_layer": args.context_layer, "context_position": CONTEXT_TOKEN}
-    return {
+    found: dict[str, Callable[[], Steerer]] = {
         "mean": lambda: MeanDifference(layer),
         "routed_mean": lambda: RoutedMean(layer, **options),
         "nearest_neighbors": lambda: NearestNeighbors(layer, k=5, **options),
         "linear": lambda: L2S(layer, net="linear", **options),
         "l2s": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **options),
-        "shuffled": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **options),  # of other inputs' vectors
     }
+    return found | {"shuffled": found["l2s"]}  # which is fitted to other inputs' vectors, see `Clue.part`
 
 
 class Clue:
@@ -221,8 +222,8 @@ class Clue:
         cosines["seen"] = ~cosines["example_id"].map(languages).isin(unseen)
         found = pd.concat(answered, ignore_index=True)
         found["seen"] = ~found["behavior"].isin(unseen)
-        side_effects = pd.concat(plain, ignore_index=True).assign(part=number)
-        return found.assign(part=number), cosines.assign(part=number, clue=self.name), side_effects
+        without_clue = pd.concat(plain, ignore_index=True).assign(part=number)
+        return found.assign(part=number), cosines.assign(part=number, clue=self.name), without_clue
 
 
 def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
@@ -252,6 +253,18 @@ def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
     languages = pd.Series([row.behavior for row in rows])
     places = languages.groupby(languages).cumcount()
     return [row for row, place in zip(rows, places, strict=True) if place % step == start]
+
+
+def earlier_answers(path: str, identity: Mapping[str, Any]) -> pd.DataFrame:
+    """The judged answers of an earlier run, but for those to questions without a clue.
+
+    Raises:
+        MismatchError: the summary beside them is of another study: other weights, questions or settings.
+    """
+    there = read_summary(Path(path).parent)["study"]
+    if found := differences(there, identity):
+        raise MismatchError(f"{path} is of another study: its {', '.join(found)} differ. Leave --earlier out")
+    return pd.read_csv(path).query("behavior != 'English'")
 
 
 def section(folder: str | Path, measures: Sequence[str]) -> dict[str, Any]:
@@ -335,28 +348,29 @@ def main() -> None:
     identity |= {"context_layer": args.context_layer, "token_read": CONTEXT_TOKEN, "strengths": STRENGTHS}
     identity |= {"unseen": UNSEEN, "instructions": INSTRUCTIONS}
     study = Study(args.out, identity)
-    earlier = None if args.earlier is None else pd.read_csv(args.earlier).query("behavior != 'English'")
+    earlier = None if args.earlier is None else earlier_answers(args.earlier, study.identity)
+    sections = {"pictures": section(args.pictures, ("right", "chair_s")), "safety": {}}
+    for folder in args.safety:
+        sections["safety"] |= section(folder, ("overall", *CHOSEN_BY, "refuse_expert"))
     constant, parts, cosines, plain = [], [], [], []
     for name in args.clues:
         clue = Clue(study, model, name, args, earlier)
         constant.append(clue.constant())
         plain.append(clue.unsteered_plain())
         for number in range(PARTS[name]):
-            found, near, aside = clue.part(number)
+            found, near, without_clue = clue.part(number)
             parts.append(found)
             cosines.append(near)
-            plain.append(aside)
+            plain.append(without_clue)
         print(f"{name} is done", flush=True)
     same, fitted, near = (pd.concat(frames, ignore_index=True) for frames in (constant, parts, cosines))
     same, fitted = (with_readings(frame, args.readings) for frame in (same, fitted))
     near.round({"cosine": 4}).to_csv(study.folder / "cosines.csv", index=False)
-    aside = pd.concat(plain, ignore_index=True)
-    results = pd.concat([same, fitted, aside], ignore_index=True)
+    without_clue = pd.concat(plain, ignore_index=True)
+    results = pd.concat([same, fitted, without_clue], ignore_index=True)
     results = results[[name for name in RESULT_COLUMNS if name in results]]
-    summary = {"expert": {model.id: summarize(same, fitted, near, args.seed) | side_effects(aside, args.seed)}}
-    summary |= {"pictures": section(args.pictures, ("right", "chair_s")), "safety": {}}
-    for folder in args.safety:
-        summary["safety"] |= section(folder, ("overall", *CHOSEN_BY, "refuse_expert"))
+    numbers_here = summarize(same, fitted, near, args.seed) | side_effects(without_clue, args.seed)
+    summary = {"expert": {model.id: numbers_here}, **sections}
     study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
     measure = "right_readably" if args.readings else "right_fluently"
     show_table(measure, fitted.groupby(["clue", "seen", "method"])[measure].mean().unstack())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from l2s_evidence import with_readings
+from l2s_evidence import earlier_answers, with_readings
 from running import succeed, tiny_folder
 
 from steerlab._support.files import fingerprint
@@ -70,8 +70,12 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     assert pd.read_csv(out / "cosines.csv")["cosine"].between(-1.0001, 1.0001).all()
     assert summary["city.unseen.l2s_over_mean.right"]["n"] == 9, "languages are resampled"
     assert summary["city.instruction.strength"] == 1, "at strength 0 there would be no instruction"
-    known = tmp_path / "known.csv"
+    known = tmp_path / "known" / "results.csv"
+    known.parent.mkdir()
+    (known.parent / "summary.json").write_text((out / "summary.json").read_text())
     results[results["method"] != "shuffled"].to_csv(known, index=False)
+    with pytest.raises(MismatchError, match=r"results\.csv is of another study: its weights differ"):
+        earlier_answers(str(known), sections["study"] | {"weights": "others"})
     succeed(*arguments[:-1], str(tmp_path / "again"), "--earlier", str(known))
     again = pd.read_csv(tmp_path / "again/results.csv")
     pd.testing.assert_frame_equal(*(one.sort_values([*ROW]).reset_index(drop=True) for one in (again, results)))
