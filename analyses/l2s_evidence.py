@@ -13,8 +13,11 @@ oracles', on those of all languages.
 The rivals of L2S: one vector (the mean), the mean of each language behind a probe, the nearest neighbors, a ridge
 regression, and an instruction; its control is fitted to the vectors of other inputs of the same language. Three oracles
 know the language: an instruction that names it, the input's own vector, and the mean vector of its language. An answer
-is fluent if it is so for the unsteered model that was asked to answer in the wanted language. Questions without a clue,
-which are to be answered in English, show side effects.
+is fluent if it is so for the unsteered model that was asked to answer in the wanted language.
+
+Questions without a clue, alone or before a sentence that says nothing of a language, are to be answered in English.
+Methods named "..._and_zero" are fitted to such questions too, with the zero vector as target, or have a probe that
+opens for questions with a clue only ("gated_mean"). The others have not seen them.
 
 The summary has this task as section "expert", for which it was made (the README says why not experts), and beside it
 the numbers of `l2s_images.py` ("pictures") and `safety_rivals.py` ("safety").
@@ -54,7 +57,7 @@ from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
 from steerlab.errors import MismatchError
-from steerlab.methods import P2S, Context, NearestNeighbors, Prompt, RoutedMean, Steerer
+from steerlab.methods import P2S, Context, Gated, LinearProbe, NearestNeighbors, Prompt, RoutedMean, Steerer
 from steerlab.metrics import Estimate, find_language, paired_bootstrap
 from steerlab.models.fingerprint import differences
 from steerlab.models.model import Model
@@ -66,7 +69,14 @@ STRENGTHS = (0.5, 0.7)
 CONTEXT_TOKEN = "last-6"  # in Qwen's template: a punctuation mark and <|im_end|>\n<|im_start|>assistant\n follow it
 LANGUAGES = {"English": "en", **QUESTION_LANGUAGES}
 CODES = list(LANGUAGES.values())
+# what is said beside a question without a clue: the first seven in training, the last five in the test
+UNRELATED = (
+    "I live on the third floor.", "My home is small.", "I am writing from the kitchen.", "I speak slowly.",
+    "At home we eat at six.", "I have little time.", "All my friends are busy.", "I live near a river.",
+    "I grew up on a farm.", "I only understand short answers.", "My family talks a lot.", "I am new to this.",
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
+WITH_ZERO = ("gated_mean", "routed_mean_and_zero", "linear_and_zero", "l2s_and_zero")
 INSTRUCTIONS = {
     "message": "Answer in the language of the message.", "name": "Answer in that language.",
     "city": "Answer in the language that is spoken there.",
@@ -77,8 +87,20 @@ RESULT_COLUMNS = [
 ]  # fmt: skip
 
 
+def questions_without_clue(train: bool, limit: int | None = None) -> list[Example]:
+    """Everyday questions of a part of the data, alone ("plain") and before a sentence of no language ("unrelated")."""
+    rows = [e for e in language_questions("city") if (e.split == "train") == train]
+    texts = list(dict.fromkeys(e.meta["question"] for e in rows))[:limit]
+    said = UNRELATED[:7] if train else UNRELATED[7:]
+    both = {"plain": texts, "unrelated": [f"{text} {said[i % len(said)]}" for i, text in enumerate(texts)]}
+    name = "-train" if train else ""
+    return [
+        Example(text, id=f"{kind}{name}/{i}", behavior="English") for kind in both for i, text in enumerate(both[kind])
+    ]
+
+
 def makers(args: argparse.Namespace, seed: int) -> dict[str, Callable[[], Steerer]]:
-    """The methods that are fitted to the seen languages, by name."""
+    """The methods that are fitted to the seen languages, those of `WITH_ZERO` also to questions without a clue."""
     layer = args.layer
     options: dict[str, Any] = {"context_layer": args.context_layer, "context_position": CONTEXT_TOKEN}
     found: dict[str, Callable[[], Steerer]] = {
@@ -88,7 +110,15 @@ def makers(args: argparse.Namespace, seed: int) -> dict[str, Callable[[], Steere
         "linear": lambda: L2S(layer, net="linear", **options),
         "l2s": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **options),
     }
-    return found | {"shuffled": found["l2s"]}  # which is fitted to other inputs' vectors, see `Clue.part`
+    zero: dict[str, Any] = options | {"zero_behaviors": ["English"]}
+    without_clue = LinearProbe(args.context_layer, positive=["English"], position=CONTEXT_TOKEN)
+    return found | {
+        "shuffled": found["l2s"],  # which is fitted to other inputs' vectors, see `Clue.part`
+        "gated_mean": lambda: Gated(MeanDifference(layer), without_clue, threshold=0.5, when="not detected"),
+        "routed_mean_and_zero": lambda: RoutedMean(layer, **zero),
+        "linear_and_zero": lambda: L2S(layer, net="linear", **zero),
+        "l2s_and_zero": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **zero),
+    }
 
 
 class Clue:
@@ -105,19 +135,21 @@ class Clue:
     ) -> None:
         self.study, self.model, self.name, self.args = study, model, name, args
         self.earlier = earlier if earlier is None else earlier[earlier["clue"] == name]
-        everyday = [e for e in language_questions("city") if e.split != "train"]
-        questions = list(dict.fromkeys(e.meta["question"] for e in everyday))[: args.limit]
-        self.plain = [Example(text, id=f"plain/{i}", behavior="English") for i, text in enumerate(questions)]
+        self.without_clue = questions_without_clue(train=False, limit=args.limit)
         rows = limit_per_group(language_questions(name), args.limit)
         self.rows = {split: of_split(rows, split) for split in ("train", "validation", "test")}
         self.acts = {split: self.capture(split) for split in self.rows}
 
     def capture(self, split: str) -> Activations:
-        """Contrasts at the steered layer and contexts at the layer that is read; kept in the study's folder."""
+        """Contrasts at the steered layer and contexts at the layer that is read; kept in the study's folder.
+
+        Those of the training part have questions without a clue, too, which have no contrast.
+        """
+        rows = self.rows[split] + (questions_without_clue(train=True) if split == "train" else [])
         folder = self.study.folder / "activations" / f"{self.name}-{split}"
         layers = sorted({self.args.layer, self.args.context_layer})
         store = steerlab.capture(
-            self.model, self.rows[split], layers=layers, context=CONTEXT_TOKEN, batch_size=self.args.batch_size,
+            self.model, rows, layers=layers, context=CONTEXT_TOKEN, batch_size=self.args.batch_size,
             folder=folder, progress=False,
         )  # fmt: skip
         return store.load()
@@ -149,7 +181,7 @@ class Clue:
     def oracles(self, split: str) -> dict[str, Steerer]:
         """The inputs' own vectors, and the training means of their languages."""
         layer, rows = self.args.layer, self.rows[split]
-        train = P2S(layer).fit(self.acts["train"])
+        train = P2S(layer).fit(self.acts["train"])  # questions without a clue have no vector
         language = np.array(self.acts["train"].labels(list(train.ids_)))
         means = {name: train.table_[language == name].mean(0) for name in QUESTION_LANGUAGES}
         table = {e.id: means[e.behavior] for e in rows}
@@ -186,10 +218,10 @@ class Clue:
 
     def unsteered_plain(self) -> pd.DataFrame:
         """The answers to questions without a clue, without steering and with the instruction."""
-        none = self.judged("none-plain", None, 0.0, self.plain).assign(method="none")
+        none = self.judged("none-plain", None, 0.0, self.without_clue).assign(method="none")
         instruction = Prompt(INSTRUCTIONS[self.name])
-        instructed = self.judged("instruction-plain", instruction, 1.0, self.plain).assign(method="instruction")
-        return pd.concat([none, instructed], ignore_index=True)
+        instructed = self.judged("instruction-plain", instruction, 1.0, self.without_clue)
+        return pd.concat([none, instructed.assign(method="instruction")], ignore_index=True)
 
     def part(self, number: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         """The fitted methods with three languages held out.
@@ -200,12 +232,13 @@ class Clue:
         unseen = UNSEEN[number]
         seen_rows = {split: [e for e in rows if e.behavior not in unseen] for split, rows in self.rows.items()}
         acts = self.acts["train"].select(example_id=[e.id for e in seen_rows["train"]])
+        with_zero = self.acts["train"].select(behavior=["English", *{e.behavior for e in seen_rows["train"]}])
         held_out = [e for e in self.rows["test"] if e.behavior in unseen]
         test = every(seen_rows["test"], 3, number) + held_out
-        own = P2S(self.args.layer).fit(self.acts["test"])
+        own, shuffled = P2S(self.args.layer).fit(self.acts["test"]), shuffle_contrasts(acts, seed=number)
         answered, close, plain = [], [], []
         for name, make in makers(self.args, number).items():
-            steerer = make().fit(shuffle_contrasts(acts, seed=number) if name == "shuffled" else acts)
+            steerer = make().fit(with_zero if name in WITH_ZERO else shuffled if name == "shuffled" else acts)
             stage = f"{name}-part{number}"
             if len(known := self.known(test, number, name)):
                 alpha = float(known["alpha"].iloc[0])
@@ -213,7 +246,7 @@ class Clue:
             else:
                 alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 2))
                 answered.append(self.judged(f"{stage}-{alpha:g}-test", steerer, alpha, test).assign(method=name))
-            plain.append(self.judged(f"{stage}-{alpha:g}-plain", steerer, alpha, self.plain).assign(method=name))
+            plain.append(self.judged(f"{stage}-{alpha:g}-plain", steerer, alpha, self.without_clue).assign(method=name))
             vectors = steerer.vectors(Context(tuple(own.ids_), self.acts["test"]))
             cosines = torch.cosine_similarity(vectors, own.table_, dim=-1)
             close.append(pd.DataFrame({"example_id": own.ids_, "method": name, "cosine": cosines.tolist()}))
@@ -261,8 +294,9 @@ def earlier_answers(path: str, identity: Mapping[str, Any]) -> pd.DataFrame:
     Raises:
         MismatchError: the summary beside them is of another study: other weights, questions or settings.
     """
-    there = read_summary(Path(path).parent)["study"]
-    if found := differences(there, identity):
+    kept = {name: value for name, value in identity.items() if name != "without_clue"}  # those are answered again
+    there = {name: value for name, value in read_summary(Path(path).parent)["study"].items() if name in kept}
+    if found := differences(there, kept):
         raise MismatchError(f"{path} is of another study: its {', '.join(found)} differ. Leave --earlier out")
     return pd.read_csv(path).query("behavior != 'English'")
 
@@ -275,12 +309,14 @@ def section(folder: str | Path, measures: Sequence[str]) -> dict[str, Any]:
 
 
 def side_effects(plain: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """By clue and method, the share of questions without a clue that are answered in English; questions resampled."""
+    """By clue and method, the shares of questions without a clue, "plain" alone and before an "unrelated" sentence,
+    that are answered in English; questions are resampled."""
     found = {}
-    for (clue, method), rows in plain.groupby(["clue", "method"], sort=False):
+    kinds = plain["example_id"].str.split("/").str[0].rename("kind")
+    for (clue, kind, method), rows in plain.groupby(["clue", kinds, "method"], sort=False):
         for measure in ("right", "right_fluently"):
             shares = rows.groupby("example_id")[measure].mean()
-            found[f"{clue}.plain.{method}.{measure}"] = estimate(shares.tolist(), seed)
+            found[f"{clue}.{kind}.{method}.{measure}"] = estimate(shares.tolist(), seed)
     return found
 
 
@@ -299,9 +335,10 @@ def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame
             table = pd.concat([rows, same]).groupby(["behavior", "method"])[measure].mean().unstack("method")
             for method in table:
                 summary[f"{key}.{method}.{measure}"] = estimate(table[method].tolist(), seed)
-            for rival in fitted[fitted != "l2s"]:
-                difference = paired_bootstrap(table["l2s"], table[rival], seed=seed)
-                summary[f"{key}.l2s_over_{rival}.{measure}"] = numbers(difference)
+            for one, rival in (*(("l2s", name) for name in fitted), *(("l2s_and_zero", name) for name in WITH_ZERO)):
+                if one != rival:
+                    difference = paired_bootstrap(table[one], table[rival], seed=seed)
+                    summary[f"{key}.{one}_over_{rival}.{measure}"] = numbers(difference)
             if table["own"].mean() > table["none"].mean():
                 summary |= {f"{key}.{m}.{measure}_closed": closed(table, m, seed) for m in fitted}
         near = cosines[(cosines["clue"] == clue) & cosines["example_id"].isin(rows["example_id"])]
@@ -346,7 +383,7 @@ def main() -> None:
     identity = {"study": "l2s_evidence", "weights": model.info()["weights"], "data": data_hash(everything)}
     identity |= {"limit": args.limit, "tokens": args.max_new_tokens, "layer": args.layer, "parts": PARTS}
     identity |= {"context_layer": args.context_layer, "token_read": CONTEXT_TOKEN, "strengths": STRENGTHS}
-    identity |= {"unseen": UNSEEN, "instructions": INSTRUCTIONS}
+    identity |= {"unseen": UNSEEN, "instructions": INSTRUCTIONS, "without_clue": UNRELATED}
     study = Study(args.out, identity)
     earlier = None if args.earlier is None else earlier_answers(args.earlier, study.identity)
     sections = {"pictures": section(args.pictures, ("right", "chair_s")), "safety": {}}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from l2s_evidence import earlier_answers, with_readings
+from l2s_evidence import WITH_ZERO, earlier_answers, with_readings
 from running import succeed, tiny_folder
 
 from steerlab._support.files import fingerprint
@@ -55,11 +55,19 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     )
     plain = results[results["behavior"] == "English"]
     fitted = results.drop(plain.index).dropna(subset="part")
-    assert set(fitted["method"]) == {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s", "shuffled"}
+    assert set(fitted["method"]) == {
+        "mean",
+        "routed_mean",
+        "nearest_neighbors",
+        "linear",
+        "l2s",
+        "shuffled",
+        *WITH_ZERO,
+    }
     assert set(plain["method"]) == {*fitted["method"], "none", "instruction"} and set(plain["clue"]) == set(
         LANGUAGE_CLUES
     )
-    assert summary["city.plain.l2s.right"]["n"] == 3, "questions are resampled, not parts"
+    assert summary["city.plain.l2s.right"]["n"] == 3 == summary["city.unrelated.l2s_and_zero.right"]["n"], "not by part"
     assert set(results["method"]) - set(fitted["method"]) == {
         "none", "instruction", "named_language", "own", "language_mean",
     }  # fmt: skip
