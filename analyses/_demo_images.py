@@ -44,7 +44,7 @@ def run_image_half(
     study: Study, model: Model, args: argparse.Namespace
 ) -> tuple[dict[str, object], pd.DataFrame, list[Example]]:
     """Fit and compare methods on images; returns summary numbers, all answers and the questions."""
-    train = image_questions("train", TRAIN_IMAGES, args.seed)
+    train = image_questions("train", args.train_images, args.seed)
     test = image_questions("test", args.images, args.seed)
     rows = test.of_type(*TYPES)
     print(OPENING.format(model="scenes-vlm", train=len(train.of_type(*TYPES)), test=len(rows)))

@@ -57,6 +57,7 @@ def main() -> None:
     arguments = parser(__doc__, "results/demo")
     arguments.set_defaults(max_new_tokens=40, batch_size=32)
     arguments.add_argument("--train", type=int, default=60, help="training prompts of each behavior")
+    arguments.add_argument("--train-images", type=int, default=TRAIN_IMAGES, help="number of training images")
     arguments.add_argument("--images", type=int, default=150, help="number of test images")
     arguments.add_argument("--test", type=int, default=18, help="test prompts of each behavior")
     args = arguments.parse_args()
@@ -71,7 +72,7 @@ def main() -> None:
     identity |= {"sizes": [len(train), len(test), args.max_new_tokens, args.images], "weights": model.info()["weights"]}
     image_model = steerlab.load("scenes-vlm", device=args.device, backend="hooks")
     identity |= {"image settings": chosen_settings(), "image weights": image_model.info()["weights"]}
-    identity |= {"images": TRAIN_IMAGES, "data": data_hash([*train, *test])}
+    identity |= {"images": args.train_images, "data": data_hash([*train, *test])}
     study = Study(args.out, identity)
     image_summary, answered, questions = run_image_half(study, image_model, args)
     show_table("Share of true answers about unseen images, by type of question", table_of(image_summary))

@@ -12,9 +12,9 @@ fitted to some of them in `l2s_safety.py`.)
 The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows at the
 last of `--layers`. Then every method has the same settings (layer, strength, number of new tokens that are steered) and
 the same validation rows; the best by the mean of `CHOSEN_BY` is tried on the test rows, once. `--grid` takes sentences
-and settings from the grid.csv of earlier runs instead, to which only `--methods` that they lack are added, `--earlier`
-their judged answers to the test rows, so that only what they lack is answered. Fluency is judged by words and by the
-perplexity under the unsteered model.
+and settings from the grid.csv of earlier runs instead, to which settings of `--methods` that they lack are added, and
+`--earlier` their judged answers to the test rows, so that only what they lack is answered. Fluency is judged by words
+and by the perplexity under the unsteered model.
 
 One vector for all inputs: the mean of all contrasts, or the means of refusal and deferral in fixed shares. Kinds of
 L2S: "balanced" (a net that suits zero targets: ReLU, ten units, behaviors of equal weight and norm), "gated" (behind a
@@ -228,11 +228,13 @@ class Vectors:
         return steered(P2S.from_table(at[0], {e.id: means[e.behavior] for e in self.parts[part]}), at)
 
 
-def choose_sentences(answers: Answers, vectors: Vectors, settings: Sequence[Setting]) -> pd.DataFrame:
+def choose_sentences(
+    answers: Answers, vectors: Vectors, settings: Sequence[Setting], sets: Sequence[str]
+) -> pd.DataFrame:
     """The oracle's shares on validation rows with every set of sentences, at the settings of the last layer."""
     settings = [at for at in settings if at[0] == settings[-1][0]]
     frames = []
-    for name in SENTENCE_SETS:
+    for name in sets:
 
         def make(at: Setting, name: str = name) -> Request:
             return vectors.own("validation", name, at)
@@ -242,22 +244,17 @@ def choose_sentences(answers: Answers, vectors: Vectors, settings: Sequence[Sett
 
 
 def search(
-    answers: Answers, vectors: Vectors, sentences: str, settings: Sequence[Setting], methods: Sequence[str], seed: int
+    answers: Answers, vectors: Vectors, sentences: str, settings: Sequence[Setting], name: str, seed: int
 ) -> pd.DataFrame:
-    """The methods ("own" is the oracle) at every setting on validation rows."""
-    frames = []
-    for name in methods:
+    """A method ("own" is the oracle) at every setting on validation rows."""
 
-        def request(at: Setting, name: str = name) -> Request:
-            if name == "own":
-                return vectors.own("validation", sentences, at)
-            return vectors.predicted(name, makers(seed)[name], "validation", sentences, at, seed)
+    def request(at: Setting) -> Request:
+        if name == "own":
+            return vectors.own("validation", sentences, at)
+        return vectors.predicted(name, makers(seed)[name], "validation", sentences, at, seed)
 
-        tried = settings
-        if name in BRINGS:
-            tried = list(dict.fromkeys((layer, BRINGS[name][1], first) for layer, _, first in settings))
-        frames.append(answers.measures(f"{name}-{sentences}", tried, request).assign(method=name))
-    return pd.concat(frames, ignore_index=True).assign(sentences=sentences)
+    found = answers.measures(f"{name}-{sentences}", settings, request)
+    return found.assign(method=name, sentences=sentences, round="methods")
 
 
 def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.DataFrame:
@@ -268,12 +265,15 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
         found = found.drop_duplicates(["round", "sentences", "method", "layer", "alpha", "first"])
         sentences = str(found.loc[found["round"] == "methods", "sentences"].iloc[0])
     else:
-        found = choose_sentences(answers, vectors, settings).assign(round="sentences")
+        found = choose_sentences(answers, vectors, settings, args.sentences).assign(round="sentences")
         sentences = str(found.loc[found["chosen_by"].idxmax(), "sentences"])
-    known = set(found.loc[found["round"] == "methods", "method"])
-    if lacking := [name for name in ("own", *args.methods) if name not in known]:
-        grid = search(answers, vectors, sentences, settings, lacking, args.seed)
-        found = pd.concat([found, grid.assign(round="methods")])
+    tried = found[found["round"] == "methods"]
+    known = {*zip(tried["method"], tried["layer"], tried["alpha"], tried["first"], strict=True)}
+    for name in args.methods if args.grid else dict.fromkeys(("own", *args.methods)):
+        strength = BRINGS.get(name, (sentences, None))[1]
+        wanted = dict.fromkeys((layer, strength or alpha, first) for layer, alpha, first in settings)
+        if lacking := [at for at in wanted if (name, *at) not in known]:
+            found = pd.concat([found, search(answers, vectors, sentences, lacking, name, args.seed)])
     return found.reset_index(drop=True)
 
 
@@ -283,18 +283,19 @@ def earlier_rows(paths: Sequence[str], plain: pd.DataFrame) -> pd.DataFrame:
     Raises:
         MismatchError: other rows, or another judgment of them.
     """
-    found = [pd.DataFrame({"method": [], "seed": []})]
+    keys = ["method", "seed", "layer", "alpha", "first", "example_id"]
+    found = [pd.DataFrame({name: [] for name in keys})]
     for path in paths:
         rows = pd.read_csv(path)
         before, now = (one.set_index("example_id")[list(MEASURES)] for one in (rows[rows["method"] == "none"], plain))
         if list(before.index) != list(now.index) or not np.allclose(before, now, atol=0.01, equal_nan=True):
             raise MismatchError(f"{path} holds other rows, or judged them by other rules: leave it out")
         found.append(rows.assign(first=rows.get("first", pd.Series(0, rows.index))))
-    return pd.concat(found).drop_duplicates(["method", "seed", "example_id"])
+    return pd.concat(found).drop_duplicates(keys)
 
 
 def run_tests(
-    answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting], earlier: Sequence[str] = ()
+    answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting], seeds: int, earlier: Sequence[str]
 ) -> pd.DataFrame:
     """The judged answers to the test rows; those that an earlier run has are read from its results.csv."""
     plain = answers.judged("test-none", "test", None)
@@ -304,19 +305,19 @@ def run_tests(
     frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, first=0, seed=0))
 
     def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
-        found = known[(known["method"] == name) & (known["seed"] == seed)]
-        if not len(found):
+        found = known[
+            (known["method"] == name) & (known["seed"] == seed) & (known[["layer", "alpha", "first"]] == at).all(axis=1)
+        ]
+        if not len(found):  # or only at a setting that is not the best one any more
             found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
-        elif {*zip(found["layer"], found["alpha"], found["first"], strict=True)} != {at} or (
-            list(found["example_id"]) != list(plain["example_id"])
-        ):
-            raise MismatchError(f"the earlier answers under {name} are of other rows or another setting than {at}")
+        elif list(found["example_id"]) != list(plain["example_id"]):
+            raise MismatchError(f"the earlier answers under {name} are of other rows")
         frames.append(found.assign(method=name, layer=at[0], alpha=at[1], first=at[2], seed=seed))
         print(f"{name} at {at}, seed {seed}: {safety_summary(found)}", flush=True)
 
     for name in (*(name for name in chosen if name != "own"), "shuffled"):
         at = chosen["l2s" if name == "shuffled" else name]
-        for seed in range(SEEDS if name in SEEDED else 1):
+        for seed in range(seeds if name in SEEDED else 1):
             fit = partial(fit_shuffled, seed=seed) if name == "shuffled" else makers(seed)[name]
             add(name, at, partial(vectors.predicted, name, fit, "test", sentences, at, seed), seed)
     add("class_mean", at := chosen["routed_mean"], lambda: vectors.class_mean("test", sentences, at))
@@ -379,12 +380,16 @@ def main() -> None:
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_train_600.jsonl")
     arguments.add_argument("--layers", type=int, nargs="+", default=[11, 13], help="blocks that are tried")
+    arguments.add_argument(
+        "--sentences", nargs="+", choices=SENTENCES, default=SENTENCE_SETS, help="sets that are tried"
+    )
+    arguments.add_argument("--seeds", type=int, default=SEEDS, help="of the methods that have several")
     arguments.add_argument("--strengths", type=float, nargs="+", default=[0.8, 1.2])
     arguments.add_argument("--first", type=int, nargs="+", default=[0], help="new tokens that are steered; 0: all")
     arguments.add_argument(
         "--methods",
         nargs="+",
-        choices=makers(0),
+        choices=["own", *makers(0)],
         help="methods that are tried; all, or with --grid none besides its own",
     )
     arguments.add_argument("--grid", nargs="+", help="grid.csv of earlier runs: their sentences and settings are taken")
@@ -411,7 +416,7 @@ def main() -> None:
     sentences = str(grid["sentences"].iloc[0])
     chosen = {str(name): best(rows) for name, rows in grid.groupby("method", sort=False)}
     print(f"sentences: {sentences}; chosen: {chosen}", flush=True)
-    judged = run_tests(answers, vectors, sentences, chosen, args.earlier)
+    judged = run_tests(answers, vectors, sentences, chosen, args.seeds, args.earlier)
     summary = summarize(judged, args.seed)
     keys = ("layer", "alpha", "first")
     summary |= {f"{name}.setting": dict(zip(keys, at, strict=True)) for name, at in chosen.items()}

@@ -157,6 +157,7 @@ def test_examples_that_activate_a_concept_most() -> None:
     assert list(top.query("concept == 0")["example_id"]) == [f"s{i}" for i in distance.argsort()[:3].tolist()]
 
 
+@pytest.mark.nightly
 def test_region_that_a_concept_needs_holds_a_thing() -> None:
     model, rng = load("scenes-vlm", backend="hooks"), np.random.default_rng(3)
     scenes = [World().scene(rng) for _ in range(60)]

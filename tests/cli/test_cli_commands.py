@@ -208,6 +208,7 @@ def ctrl_c_once(reached: Callable[[], bool]) -> Iterator[None]:
 
 # Ctrl-C can come when Python has opened a file and not yet given it to whoever closes it
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.nightly
 def test_ctrl_c_keeps_the_states_that_fit_has_read(
     answer: Answer, run: Callable[..., Any], work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,11 @@ from steerlab.testing import tiny_lm
 
 # pages whose blocks have tests of their own, beside this file and in tests/methods/test_adding_a_method.py
 WITH_OWN_TESTS = {"README.md", "docs/coming_from.md", "docs/adding_a_method.md"}
+# they train or compare, for many seconds also on tiny models
+LONGEST = {
+    "docs/howto/compare.md", "docs/howto/l2s.md", "docs/howto/layer_and_strength.md", "docs/howto/train_and_bake.md",
+    "docs/methods/concept_dictionaries.md", "docs/methods/predicted.md", "docs/methods/w2s.md",
+}  # fmt: skip
 RUN = {
     name: found
     for page in PAGES
@@ -50,7 +55,9 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -
 @pytest.mark.filterwarnings(
     *(f"ignore:{start}:UserWarning" for start in ("the probe of", "level=", "ratio=", "without steering"))
 )
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in LONGEST else ()) for name in RUN]
+)
 def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "steerlab" in _run(name, tmp_path, monkeypatch, real=False)
 

@@ -199,6 +199,7 @@ server.stop()
 """
 
 
+@pytest.mark.nightly
 def test_server_runs_beside_nnsight_in_a_process_that_has_imported_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -85,6 +85,7 @@ def test_noisy_labels_moderate_threshold_beats_the_mean_and_a_high_one_does_not(
     assert found[0.0]["items"] == 300 and found[0.9]["items"] < 20
 
 
+@pytest.mark.nightly
 def test_threshold_matters_little_with_little_label_noise() -> None:
     some, none = ([measured(noise, beta)["cosine"] for beta in BETAS] for noise in (0.2, 0.0))
     assert 0 < some[1] - some[0] < 0.01 and some[1] > some[2] > some[3] > some[4]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from hub_server import running_hub
 
@@ -62,6 +63,7 @@ def test_what_is_pushed_to_the_hub_is_read_from_there(tmp_path: Path) -> None:
     assert "manifest.json" in repositories["user/polite"]
 
 
+@pytest.mark.nightly
 def test_command_line_pushes_a_vector_and_reads_it_from_the_hub(tmp_path: Path) -> None:
     SteeringVector({2: torch.arange(4.0)}).save_pretrained(tmp_path / "here")
     repositories: dict[str, dict[str, bytes]] = {}

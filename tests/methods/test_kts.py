@@ -124,6 +124,7 @@ def test_padding_changes_the_loss_only_where_it_is_counted(model: Model) -> None
     assert means["padded"] != pytest.approx(means["text"], rel=1e-2)
 
 
+@pytest.mark.nightly
 def test_interrupted_training_goes_on_to_the_same_weights(model: Model, tmp_path: Any, monkeypatch: Any) -> None:
     config = {"steps": 8, "measure_every": 4, "patience": None, "accumulate": 2}
     whole = train(model, two_behaviors(), config=config, layers=[0, 2])

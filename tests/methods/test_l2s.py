@@ -20,7 +20,7 @@ def l2s(**options):
     return L2S(3, progress=False, **{"hidden_units": 16, "config": QUICK} | options)
 
 
-@pytest.mark.parametrize(("width", "hidden_units"), [(24, 16), (512, 100)])
+@pytest.mark.parametrize(("width", "hidden_units"), [(24, 16), pytest.param(512, 100, marks=pytest.mark.nightly)])
 def test_constant_target_gives_the_mean_vector_for_seen_and_unseen_inputs(width, hidden_units):
     target = 3 * normal(1, width)
     acts = make_acts(normal(200, width, seed=1), target.expand(200, width))

@@ -31,7 +31,12 @@ GOOD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", GOOD)
+BY_DAY = ("uniform", "few pairs")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in GOOD]
+)
 def test_concepts_of_continuous_sparse_changes_are_recovered(name: str) -> None:
     made = concept_shifts(**GOOD[name])
     ssae = fitted(made)
@@ -46,7 +51,7 @@ def test_concepts_of_continuous_sparse_changes_are_recovered(name: str) -> None:
     assert ssae.reached_["level"] <= 1.05 * true_level(made) and ssae.reached_["error"] < 1e-3
 
 
-@pytest.mark.parametrize("share", [0.7, 0.8])
+@pytest.mark.parametrize("share", [0.7, pytest.param(0.8, marks=pytest.mark.nightly)])
 def test_directions_point_where_pairs_change_also_where_most_pairs_do(share: float) -> None:
     """The constant then holds the change, and the pairs without it have the code."""
     generator = torch.Generator().manual_seed(0)
@@ -56,6 +61,7 @@ def test_directions_point_where_pairs_change_also_where_most_pairs_do(share: flo
     assert match_directions(torch.eye(3, 8), ssae.decoder_).similarity.min() > 0.95
 
 
+@pytest.mark.nightly
 def test_without_sparsity_or_in_bad_regimes_concepts_are_not_recovered() -> None:
     def mcc(level: float | None = -1.0, **options) -> float:
         several = [concept_shifts(seed=seed, **options) for seed in range(3)]
@@ -100,7 +106,7 @@ def test_one_concept_is_the_mean_contrast_direction_with_its_size() -> None:
     assert float(two.scales_) == pytest.approx(2.5, abs=0.02), "the mean of two middle values"
 
 
-@pytest.mark.parametrize("changed", [(1, 1), (1, 3)])
+@pytest.mark.parametrize("changed", [(1, 3), pytest.param((1, 1), marks=pytest.mark.nightly)])
 def test_scale_of_noisy_concepts_is_that_of_the_pairs_that_use_them(changed: tuple[int, int]) -> None:
     """Every code has some size; a threshold at a share of the largest counted half of the unused ones."""
     made = concept_shifts(3000, codes="normal", changed=changed, noise=0.05)
@@ -140,6 +146,7 @@ def test_codes_directions_and_decoder_are_consistent() -> None:
     assert ssae.direction(0).info_ == ssae.info_
 
 
+@pytest.mark.nightly
 def test_seeds_agree_at_the_right_level_and_not_without_one() -> None:
     made = concept_shifts(2000, 4, 20, changed=(1, 2))
     level = true_level(made)

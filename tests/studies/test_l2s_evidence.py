@@ -55,15 +55,8 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     )
     plain = results[results["behavior"] == "English"]
     fitted = results.drop(plain.index).dropna(subset="part")
-    assert set(fitted["method"]) == {
-        "mean",
-        "routed_mean",
-        "nearest_neighbors",
-        "linear",
-        "l2s",
-        "shuffled",
-        *WITH_ZERO,
-    }
+    own = {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s", "shuffled", *WITH_ZERO}
+    assert set(fitted["method"]) == own
     assert set(plain["method"]) == {*fitted["method"], "none", "instruction"} and set(plain["clue"]) == set(
         LANGUAGE_CLUES
     )

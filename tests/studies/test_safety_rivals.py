@@ -98,14 +98,14 @@ def test_adding_with_the_norm_kept_turns_a_state_and_keeps_its_length() -> None:
 
 
 def test_earlier_runs_add_up_and_those_of_other_rows_are_refused(tmp_path: Path) -> None:
-    plain = judged().assign(example_id=[f"e{i}" for i in range(18)], method="none", seed=0)
+    plain = judged().assign(example_id=[f"e{i}" for i in range(18)], method="none", seed=0, layer=13, alpha=1.2)
     plain = plain.assign(**{name: 0.0 for name in MEASURES if name not in plain})
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    for path, method in zip(paths, ("mean", "l2s"), strict=True):
-        pd.concat([plain, plain.assign(method=method)]).to_csv(path, index=False)
+    for path, alpha in zip(paths, (1.2, 0.8), strict=True):
+        pd.concat([plain, plain.assign(method="l2s", alpha=alpha)]).to_csv(path, index=False)
     found = earlier_rows([str(path) for path in paths], plain)
-    assert found["method"].value_counts().to_dict() == {"none": 18, "mean": 18, "l2s": 18} and set(found["first"]) == {
-        0
-    }
+    counts = found.groupby(["method", "alpha"]).size()
+    assert counts.to_dict() == {("l2s", 0.8): 18, ("l2s", 1.2): 18, ("none", 1.2): 18}
+    assert set(found["first"]) == {0}
     with pytest.raises(MismatchError, match=r"a\.csv holds other rows"):
         earlier_rows([str(paths[0])], plain.assign(example_id=plain["example_id"][::-1].tolist()))

@@ -78,6 +78,7 @@ def test_partners_are_mutual_and_keep_company() -> None:
     assert near > usual + 0.2
 
 
+@pytest.mark.nightly
 def test_habits_give_usual_answers_as_often_as_they_say() -> None:
     rng, habits = np.random.default_rng(1), Habits()
     usual: dict[str, list[tuple[float, bool]]] = {kind: [] for kind in HABITS}

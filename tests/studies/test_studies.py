@@ -22,10 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("model"), n_layers=30)
 
 
-def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder: Path, tmp_path: Path) -> None:
+def demo_arguments(folder: Path, out: Path) -> list[str]:
+    sizes = ["--limit", "3", "--images", "10", "--train-images", "160", "--max-new-tokens", "12"]
+    return ["analyses/demo.py", "--model", str(folder), *sizes, "--out", str(out)]
+
+
+def test_demo_writes_results_and_refuses_folder_of_another_study(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    arguments = ["--model", str(folder), "--limit", "3", "--images", "20", "--max-new-tokens", "12", "--out", str(out)]
-    first = succeed("analyses/demo.py", *arguments)
+    first = succeed(*demo_arguments(folder, out))
     drawn = {"demo.png", "demo_gallery.png", "demo_dependence.png", "demo_texts.png", "page.html"}
     assert {"results.csv", "summary.json", "examples.md", *drawn} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
@@ -35,13 +39,18 @@ def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder:
     assert summary["none.harmless_identical"]["value"] == 1 and summary["p2s.harmless_identical"]["value"] == 1
     frame = pd.read_csv(out / "results.csv")
     assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
-    stage = out / "stages" / "answers-l2s.csv"
-    before = stage.stat().st_mtime_ns
-    succeed("analyses/demo.py", *arguments)
-    assert stage.stat().st_mtime_ns == before
-    other = run("analyses/demo.py", *arguments, "--seed", "1")
+    other = run(*demo_arguments(folder, out), "--seed", "1")
     assert other.returncode != 0 and "belongs to another study" in other.stderr
     assert "seed: 0 there, 1 now" in other.stderr, "beside the data, which the seed splits"
+
+
+@pytest.mark.nightly
+def test_demo_resumes(folder: Path, tmp_path: Path) -> None:
+    arguments, stage = demo_arguments(folder, tmp_path), tmp_path / "stages" / "answers-l2s.csv"
+    succeed(*arguments)
+    before = stage.stat().st_mtime_ns
+    succeed(*arguments)
+    assert stage.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("absent", ["refuse", "defer", "answer"])
