@@ -100,7 +100,7 @@ def test_every_point_and_each_head(family: str, point: str) -> None:
         check(model, frame, heads=True)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.nightly), 4])
 def test_halved_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     model, values = raw_lm("llama"), PatchRun.values
     wanted = patch(model, [CLEAN], [CORRUPTED], metric=first_logits)

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +121,6 @@ def test_families_are_named_in_one_table_only() -> None:
     assert not others
 
 
-def test_count_prints_the_table() -> None:
-    run = subprocess.run([sys.executable, ROOT / "tests/house/count.py"], capture_output=True, text=True, check=True)
-    assert re.search(r"package +[\d,]+ code lines", run.stdout)
+def test_count_prints_the_table(counted: house.Count, capsys: pytest.CaptureFixture[str]) -> None:
+    house.main()
+    assert f"package      {counted.package:>6,} code lines" in capsys.readouterr().out
