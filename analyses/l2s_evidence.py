@@ -16,8 +16,9 @@ know the language: an instruction that names it, the input's own vector, and the
 is fluent if it is so for the unsteered model that was asked to answer in the wanted language.
 
 Questions without a clue, alone or before a sentence that says nothing of a language, are to be answered in English.
-Methods named "..._and_zero" are fitted to such questions too, with the zero vector as target, or have a probe that
-opens for questions with a clue only ("gated_mean"). The others have not seen them.
+Methods named "..._and_zero" are fitted to such questions too, with the zero vector as target; "gated_mean" is the mean
+behind a probe that is fitted to both kinds. The others have not seen them. For the clue "message" they show little:
+there the questions themselves are of another kind.
 
 The summary has this task as section "expert", for which it was made (the README says why not experts), and beside it
 the numbers of `l2s_images.py` ("pictures") and `safety_rivals.py` ("safety").
@@ -88,7 +89,10 @@ RESULT_COLUMNS = [
 
 
 def questions_without_clue(train: bool, limit: int | None = None) -> list[Example]:
-    """Everyday questions of a part of the data, alone ("plain") and before a sentence of no language ("unrelated")."""
+    """Everyday questions, alone ("plain") and before a sentence that says nothing of a language ("unrelated").
+
+    Those of training, or of validation and test together (with a clue, the former choose strengths).
+    """
     rows = [e for e in language_questions("city") if (e.split == "train") == train]
     texts = list(dict.fromkeys(e.meta["question"] for e in rows))[:limit]
     said = UNRELATED[:7] if train else UNRELATED[7:]
@@ -145,7 +149,9 @@ class Clue:
 
         Those of the training part have questions without a clue, too, which have no contrast.
         """
-        rows = self.rows[split] + (questions_without_clue(train=True) if split == "train" else [])
+        rows = self.rows[split] + (
+            questions_without_clue(train=True, limit=self.args.limit) if split == "train" else []
+        )
         folder = self.study.folder / "activations" / f"{self.name}-{split}"
         layers = sorted({self.args.layer, self.args.context_layer})
         store = steerlab.capture(
@@ -289,16 +295,19 @@ def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
 
 
 def earlier_answers(path: str, identity: Mapping[str, Any]) -> pd.DataFrame:
-    """The judged answers of an earlier run, but for those to questions without a clue.
+    """The judged answers of an earlier run to questions with a clue.
+
+    Those of methods that were fitted to other questions without a clue are left out.
 
     Raises:
         MismatchError: the summary beside them is of another study: other weights, questions or settings.
     """
-    kept = {name: value for name, value in identity.items() if name != "without_clue"}  # those are answered again
-    there = {name: value for name, value in read_summary(Path(path).parent)["study"].items() if name in kept}
-    if found := differences(there, kept):
+    there, here = dict(read_summary(Path(path).parent)["study"]), dict(identity)
+    same = [*there.pop("without_clue", ())] == [*here.pop("without_clue")]
+    if found := differences(there, here):
         raise MismatchError(f"{path} is of another study: its {', '.join(found)} differ. Leave --earlier out")
-    return pd.read_csv(path).query("behavior != 'English'")
+    answers = pd.read_csv(path).query("behavior != 'English'")
+    return answers if same else answers[~answers["method"].isin(WITH_ZERO)]
 
 
 def section(folder: str | Path, measures: Sequence[str]) -> dict[str, Any]:
@@ -321,7 +330,7 @@ def side_effects(plain: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 
 def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """By clue, for seen and unseen languages: shares of answers, and what L2S has over its rivals.
+    """By clue, for seen and unseen languages: shares of answers, and what L2S (with zeros, too) has over its rivals.
 
     Languages are resampled, not questions: answers in one language are alike.
     """

@@ -12,9 +12,9 @@ fitted to some of them in `l2s_safety.py`.)
 The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows at the
 last of `--layers`. Then every method has the same settings (layer, strength, number of new tokens that are steered) and
 the same validation rows; the best by the mean of `CHOSEN_BY` is tried on the test rows, once. `--grid` takes sentences
-and settings from the grid.csv of earlier runs instead, to which settings of `--methods` that they lack are added, and
-`--earlier` their judged answers to the test rows, so that only what they lack is answered. Fluency is judged by words
-and by the perplexity under the unsteered model.
+and settings from the grid.csv of earlier runs instead, to which settings of `--methods` that they lack are added (name
+all that are to be compared there), and `--earlier` their judged answers to the test rows, so that only what they lack
+is answered. Fluency is judged by words and by the perplexity under the unsteered model.
 
 One vector for all inputs: the mean of all contrasts, or the means of refusal and deferral in fixed shares. Kinds of
 L2S: "balanced" (a net that suits zero targets: ReLU, ten units, behaviors of equal weight and norm), "gated" (behind a
@@ -22,7 +22,7 @@ probe of what needs steering), "released" (training settings of the released cod
 its strength too), "low_rank" (targets of rank 4), "several_layers" (all of `--layers` are read), "kept_norm" (each
 state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves). At
 the setting of L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed
-mean, "class_mean" knows the true behavior. L2S, balanced, gated and "shuffled" have five seeds, the other nets one;
+mean, "class_mean" knows the true behavior. L2S, balanced, gated and "shuffled" have `--seeds`, the other nets one;
 nothing else is drawn.
 
 An interrupted run resumes from finished stages.
@@ -71,6 +71,7 @@ from steerlab.errors import MismatchError
 from steerlab.methods import L2S_PAPER, P2S, Context, Operation, Prompt, RoutedMean, Steerer
 from steerlab.metrics import Estimate
 from steerlab.models.model import Model
+from steerlab.plots import read_summary
 
 COUNTS = {
     "train": {"refuse": 300, "defer": 160, "answer": 200},
@@ -263,11 +264,18 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
     if args.grid:
         found = pd.concat([pd.read_csv(path).assign(first=lambda frame: frame.get("first", 0)) for path in args.grid])
         found = found.drop_duplicates(["round", "sentences", "method", "layer", "alpha", "first"])
-        sentences = str(found.loc[found["round"] == "methods", "sentences"].iloc[0])
+        [sentences, *others] = found.loc[found["round"] == "methods", "sentences"].unique()
+        if others:
+            raise MismatchError(f"--grid holds runs with other sentences: {[sentences, *others]}. Give those of one")
     else:
-        found = choose_sentences(answers, vectors, settings, args.sentences).assign(round="sentences")
+        found = choose_sentences(answers, vectors, settings, args.sentences or SENTENCE_SETS).assign(round="sentences")
         sentences = str(found.loc[found["chosen_by"].idxmax(), "sentences"])
     tried = found[found["round"] == "methods"]
+    layers, here = set(tried["layer"]), set(args.layers)
+    if layers - here or (layers != here and "several_layers" in set(tried["method"])):  # which reads all of them
+        raise MismatchError(
+            f"--grid has the layers {sorted(layers)}: give --layers these, and several_layers no others"
+        )
     known = {*zip(tried["method"], tried["layer"], tried["alpha"], tried["first"], strict=True)}
     for name in args.methods if args.grid else dict.fromkeys(("own", *args.methods)):
         strength = BRINGS.get(name, (sentences, None))[1]
@@ -277,16 +285,18 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
     return found.reset_index(drop=True)
 
 
-def earlier_rows(paths: Sequence[str], plain: pd.DataFrame) -> pd.DataFrame:
+def earlier_rows(paths: Sequence[str], plain: pd.DataFrame, sentences: str) -> pd.DataFrame:
     """The judged answers of earlier runs, which must have judged the unsteered ones (`plain`) as this one does.
 
     Raises:
-        MismatchError: other rows, or another judgment of them.
+        MismatchError: other rows, another judgment of them, or other sentences.
     """
     keys = ["method", "seed", "layer", "alpha", "first", "example_id"]
     found = [pd.DataFrame({name: [] for name in keys})]
     for path in paths:
         rows = pd.read_csv(path)
+        if (said := read_summary(Path(path).parent)["sentences"]) != sentences:
+            raise MismatchError(f"{path} is of a run with the sentences {said!r}, not {sentences!r}: leave it out")
         before, now = (one.set_index("example_id")[list(MEASURES)] for one in (rows[rows["method"] == "none"], plain))
         if list(before.index) != list(now.index) or not np.allclose(before, now, atol=0.01, equal_nan=True):
             raise MismatchError(f"{path} holds other rows, or judged them by other rules: leave it out")
@@ -299,14 +309,16 @@ def run_tests(
 ) -> pd.DataFrame:
     """The judged answers to the test rows; those that an earlier run has are read from its results.csv."""
     plain = answers.judged("test-none", "test", None)
-    known = earlier_rows(earlier, plain)
+    known = earlier_rows(earlier, plain, sentences)
     frames = [plain.assign(method="none", layer="", alpha=0.0, first=0, seed=0)]
     instructed = answers.judged("test-prompt", "test", Request(Prompt()))
     frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, first=0, seed=0))
 
     def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
         found = known[
-            (known["method"] == name) & (known["seed"] == seed) & (known[["layer", "alpha", "first"]] == at).all(axis=1)
+            (known["method"] == name)
+            & (known["seed"] == seed)
+            & (known[["layer", "alpha", "first"]] == [*at]).all(axis=1)
         ]
         if not len(found):  # or only at a setting that is not the best one any more
             found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
@@ -380,9 +392,7 @@ def main() -> None:
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_train_600.jsonl")
     arguments.add_argument("--layers", type=int, nargs="+", default=[11, 13], help="blocks that are tried")
-    arguments.add_argument(
-        "--sentences", nargs="+", choices=SENTENCES, default=SENTENCE_SETS, help="sets that are tried"
-    )
+    arguments.add_argument("--sentences", nargs="+", choices=SENTENCES, help="sets that are tried")
     arguments.add_argument("--seeds", type=int, default=SEEDS, help="of the methods that have several")
     arguments.add_argument("--strengths", type=float, nargs="+", default=[0.8, 1.2])
     arguments.add_argument("--first", type=int, nargs="+", default=[0], help="new tokens that are steered; 0: all")
@@ -401,6 +411,10 @@ def main() -> None:
     args.methods = args.methods or ([] if args.grid else list(makers(0)))
     if args.grid is None and (missing := {"l2s", "routed_mean"} - set(args.methods)):
         arguments.error(f"--methods lacks {sorted(missing)}, which all others are compared with")
+    if args.seeds < 1:
+        arguments.error("--seeds: give at least 1")
+    if args.grid and args.sentences:
+        arguments.error("--grid brings its sentences: leave --sentences out")
     if args.earlier and not args.grid:
         arguments.error("--earlier needs the --grid of the same run, with its sentences")
     parts = load_parts(args.data, args.harmless, args.seed, args.limit)

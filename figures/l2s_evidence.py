@@ -36,7 +36,7 @@ PANELS = {"city": "a  A city", "name": "b  The language's name", "message": "c  
 
 
 def draw(results_dir: str | Path) -> Figure:
-    """The figure of a results folder: a column for each clue; all answers above, only readable ones below."""
+    """The figure of a results folder, a column for each clue: all answers, readable ones, answers without a clue."""
     [summary] = read_summary(results_dir)["expert"].values()  # of one model
     clues = [clue for clue in PANELS if f"{clue}.seen.none.right" in summary]
     read = any(key.endswith(".right_readably") for key in summary)
@@ -59,9 +59,11 @@ def draw(results_dir: str | Path) -> Figure:
             draw_shares(ax, summary, clue, "right", KEPT)
             ax.set_xlabel("Share of answers in English, without a clue")
         axes[0, 0].invert_yaxis()
-        shown = [ax.get_legend_handles_labels() for ax in (axes[0, 0], axes[-1, 0])]
-        handles, labels = zip(*(pair for one in shown for pair in list(zip(*one, strict=True))[:2]), strict=True)
-        fig.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+        shown: dict[str, Any] = {}  # the first of each kind
+        for ax in (axes[0, 0], axes[-1, 0]):
+            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+                shown.setdefault(label, handle)
+        fig.legend([*shown.values()], [*shown], loc="outside lower center", ncols=2, fontsize=7)
         fig.draw_without_rendering()
     return fig
 

@@ -29,14 +29,12 @@ LONGEST = {
     "test_batch_equals_smaller_batches_with_poisoned_pads", "test_batch_of_mixed_rows_equals_single_rows",
     "test_beams_of_rows_with_several_images_are_those_of_the_row_alone",
     "test_cached_batched_decoding_matches_recomputation_by_row", "test_capture_reads_the_patches_of_each_row",
-    "test_content_of_pads_changes_nothing", "test_detected_rows_are_steered_and_others_unchanged",
-    "test_each_token_of_a_span_gets_its_vector", "test_edited_model_of_each_family_is_read_and_steered_as_any_model",
-    "test_every_setting_equals_a_plain_hook", "test_generate_of_hugging_face_gives_the_ids_of_steerlab_generate",
+    "test_content_of_pads_changes_nothing", "test_edited_model_of_each_family_is_read_and_steered_as_any_model",
+    "test_generate_of_hugging_face_gives_the_ids_of_steerlab_generate",
     "test_generation_with_steered_vision_matches_recomputation", "test_image_text_models_are_steered_as_well",
     "test_nnsight_and_hooks_generate_the_same", "test_operators_change_images_and_text_as_plain_hooks_do",
     "test_padded_batch_equals_single_rows_with_plain_hooks", "test_saved_folder_loads_as_the_same_model",
-    "test_shared_prompt_states_match_hugging_faces_whole_rows", "test_states_after_a_row_has_ended_are_not_counted",
-    "test_states_do_not_depend_on_padding", "test_steering_a_remote_model_equals_steering_a_local_one",
+    "test_shared_prompt_states_match_hugging_faces_whole_rows", "test_states_do_not_depend_on_padding",
     "test_vector_is_added_to_the_patches_of_its_row",
 }  # fmt: skip
 

@@ -39,9 +39,8 @@ def test_correlation_of_codes_is_numpys_and_a_constant_code_has_none() -> None:
     expected = abs(np.corrcoef(truth[:, 0], codes[:, 0])[0, 1])
     assert match_codes(truth, codes).mean == pytest.approx(expected, abs=1e-5)
     assert match_codes(truth, codes[:, 1:]).mean == 0
-    assert match_codes(codes[:, :1].double() * 1e-300, codes[:, :1].double() * 1e300).mean == pytest.approx(1), (
-        "of any size"
-    )
+    one = codes[:, :1].double()
+    assert match_codes(one * 1e-300, one * 1e300).mean == pytest.approx(1), "of any size"
     for n in (37, 999, 1000):  # the rounded mean of equal numbers is another number
         assert match_codes(torch.full((n, 1), 1e3 / 3).double(), torch.full((n, 1), 98765.4321).double()).mean == 0
 

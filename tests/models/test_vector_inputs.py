@@ -203,9 +203,8 @@ def test_saved_model_is_loaded_from_its_folder_with_its_processor(model: Model, 
     again = steerlab.load(tmp_path)
     for example in street_examples(2):
         torch.testing.assert_close(plain_logits(again, example), plain_logits(model, example), atol=1e-4, rtol=1e-3)
-    assert again.vision is not None and list(again.vision.processor.shapes.items()) == list(
-        model.hf.config.sizes.items()
-    )
+    assert again.vision is not None
+    assert [*again.vision.processor.shapes.items()] == [*model.hf.config.sizes.items()]
     found = [steerlab.next_token_logits(one, street_examples(), progress=False) for one in (model, again)]
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
 

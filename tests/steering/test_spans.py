@@ -190,10 +190,7 @@ def propensity(model: Model, prompt: str) -> float:
     ("backend", "batch_size"),
     [
         ("nnsight", 1),
-        *(
-            pytest.param(*case, marks=pytest.mark.nightly)
-            for case in (("hooks", None), ("nnsight", None), ("nnsight", 4))
-        ),
+        *(pytest.param(*case, marks=pytest.mark.nightly) for case in (("hooks", None), ("nnsight", 4))),
     ],
 )
 @pytest.mark.parametrize(("metric", "reference"), [("logprob_difference", difference), ("propensity", propensity)])

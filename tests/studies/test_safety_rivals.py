@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import safety_rivals
 import torch
-from _safety_methods import AddKeepingNorm, RoutedWithRest, makers, mix
-from safety_rivals import CHOSEN_BY, best, earlier_rows, parts_of_goal, stratified, without_twins
+from _safety_methods import AddKeepingNorm, RoutedWithRest, mix
+from safety_rivals import CHOSEN_BY, best, earlier_rows, grid_of, parts_of_goal, stratified, without_twins
 from synthetic_acts import make_acts, normal
 
 from steerlab import Activations, Example
@@ -35,12 +37,8 @@ def test_overall_is_the_mean_of_the_five_shares() -> None:
     found = stratified(parts_of_goal(frame), frame["behavior"], seed=0)
     assert len(CHOSEN_BY) == len(shares) and found["value"] == pytest.approx(np.mean(shares), abs=1e-3)
     assert found["low"] < found["value"] < found["high"]
-
-
-def test_interval_of_a_difference_of_equal_methods_is_zero() -> None:
-    frame = judged()
-    found = stratified(parts_of_goal(frame) - parts_of_goal(frame), frame["behavior"], seed=0)
-    assert (found["value"], found["low"], found["high"]) == (0, 0, 0)
+    of_equal = stratified(parts_of_goal(frame) - parts_of_goal(frame), frame["behavior"], seed=0)
+    assert (of_equal["value"], of_equal["low"], of_equal["high"]) == (0, 0, 0)
 
 
 def test_best_setting_is_the_weaker_of_equal_ones() -> None:
@@ -54,8 +52,26 @@ def test_rows_that_are_nearly_another_are_left_out() -> None:
     assert without_twins(rows, others) == rows[1:]
 
 
-def test_every_method_has_a_name_of_its_own() -> None:
-    assert {"l2s", "routed_mean", "linear", "gated", "released", "balanced"} <= set(makers(0))
+def test_a_wider_grid_tries_what_it_lacks_and_refuses_other_sentences_and_layers(tmp_path: Path, monkeypatch) -> None:
+    def search(answers, vectors, sentences, settings, name, seed) -> pd.DataFrame:
+        columns = {"method": name, "sentences": sentences, "round": "methods"}
+        return pd.DataFrame(settings, columns=["layer", "alpha", "first"]).assign(**columns)
+
+    monkeypatch.setattr(safety_rivals, "search", search)
+    for sentences in ("plain", "short"):
+        search(None, None, sentences, [(11, 0.8, 0)], "l2s", 0).to_csv(tmp_path / f"{sentences}.csv", index=False)
+    options = {"strengths": [0.8], "first": [0], "methods": ["l2s", "published"], "seed": 0}
+
+    def grid(layers: list[int], *names: str) -> pd.DataFrame:
+        paths = [tmp_path / f"{name}.csv" for name in names]
+        return grid_of(None, None, argparse.Namespace(grid=paths, layers=layers, **options))
+
+    found = grid([11, 13], "plain").groupby("method")[["layer", "alpha"]].agg(list)
+    assert found.loc["l2s"].tolist() == [[11, 13], [0.8, 0.8]] and found.loc["published", "alpha"] == [2.2, 2.2]
+    with pytest.raises(MismatchError, match="other sentences"):
+        grid([11], "plain", "short")
+    with pytest.raises(MismatchError, match=r"has the layers \[11\]"):
+        grid([13], "plain")
 
 
 def acts(n: int = 60) -> Activations:
@@ -101,11 +117,14 @@ def test_earlier_runs_add_up_and_those_of_other_rows_are_refused(tmp_path: Path)
     plain = judged().assign(example_id=[f"e{i}" for i in range(18)], method="none", seed=0, layer=13, alpha=1.2)
     plain = plain.assign(**{name: 0.0 for name in MEASURES if name not in plain})
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    (tmp_path / "summary.json").write_text('{"sentences": "plain"}')
     for path, alpha in zip(paths, (1.2, 0.8), strict=True):
         pd.concat([plain, plain.assign(method="l2s", alpha=alpha)]).to_csv(path, index=False)
-    found = earlier_rows([str(path) for path in paths], plain)
+    found = earlier_rows([str(path) for path in paths], plain, "plain")
     counts = found.groupby(["method", "alpha"]).size()
     assert counts.to_dict() == {("l2s", 0.8): 18, ("l2s", 1.2): 18, ("none", 1.2): 18}
     assert set(found["first"]) == {0}
     with pytest.raises(MismatchError, match=r"a\.csv holds other rows"):
-        earlier_rows([str(paths[0])], plain.assign(example_id=plain["example_id"][::-1].tolist()))
+        earlier_rows([str(paths[0])], plain.assign(example_id=plain["example_id"][::-1].tolist()), "plain")
+    with pytest.raises(MismatchError, match="of a run with the sentences 'plain', not 'short'"):
+        earlier_rows([str(paths[0])], plain, "short")

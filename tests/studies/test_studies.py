@@ -22,14 +22,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("model"), n_layers=30)
 
 
-def demo_arguments(folder: Path, out: Path) -> list[str]:
-    sizes = ["--limit", "3", "--images", "10", "--train-images", "160", "--max-new-tokens", "12"]
-    return ["analyses/demo.py", "--model", str(folder), *sizes, "--out", str(out)]
-
-
-def test_demo_writes_results_and_refuses_folder_of_another_study(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder, tmp_path: Path, again: bool) -> None:
     out = tmp_path / "demo"
-    first = succeed(*demo_arguments(folder, out))
+    arguments = ["analyses/demo.py", "--model", str(folder), "--limit", "3", "--images", "10", "--train-images", "160"]
+    arguments += ["--max-new-tokens", "12", "--out", str(out)]
+    first = succeed(*arguments)
     drawn = {"demo.png", "demo_gallery.png", "demo_dependence.png", "demo_texts.png", "page.html"}
     assert {"results.csv", "summary.json", "examples.md", *drawn} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
@@ -39,18 +37,14 @@ def test_demo_writes_results_and_refuses_folder_of_another_study(folder: Path, t
     assert summary["none.harmless_identical"]["value"] == 1 and summary["p2s.harmless_identical"]["value"] == 1
     frame = pd.read_csv(out / "results.csv")
     assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
-    other = run(*demo_arguments(folder, out), "--seed", "1")
+    stage = out / "stages" / "answers-l2s.csv"
+    before = stage.stat().st_mtime_ns
+    if again:
+        succeed(*arguments)
+    assert stage.stat().st_mtime_ns == before
+    other = run(*arguments, "--seed", "1")
     assert other.returncode != 0 and "belongs to another study" in other.stderr
     assert "seed: 0 there, 1 now" in other.stderr, "beside the data, which the seed splits"
-
-
-@pytest.mark.nightly
-def test_demo_resumes(folder: Path, tmp_path: Path) -> None:
-    arguments, stage = demo_arguments(folder, tmp_path), tmp_path / "stages" / "answers-l2s.csv"
-    succeed(*arguments)
-    before = stage.stat().st_mtime_ns
-    succeed(*arguments)
-    assert stage.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("absent", ["refuse", "defer", "answer"])

@@ -57,9 +57,8 @@ def test_fitted_oracle_is_swept_with_its_own_vectors_at_its_own_layer(lm) -> Non
         sweep(model, rows, own, [1, 2], progress=False)
     wrapped = sweep(model, rows, Operation(P2S(0), "add"), [1, 2], (1.0,), "all", "logprob_difference", progress=False)
     plain = sweep(model, rows, P2S(0), [1, 2], (1.0,), "all", "logprob_difference", progress=False)
-    assert wrapped["value"].tolist() == pytest.approx(plain["value"].tolist(), abs=1e-5), (
-        "one inside a wrapper is fitted"
-    )
+    values = [frame["value"].tolist() for frame in (wrapped, plain)]
+    assert values[0] == pytest.approx(values[1], abs=1e-5), "one inside a wrapper is fitted"
 
 
 def test_what_operators_gates_and_wrapped_methods_hold_makes_another_sweep(lm, tmp_path) -> None:
