@@ -85,8 +85,8 @@ def killing(server: Ndif, model: Model, victims: list[str], seed: int) -> Iterat
 def test_kills_do_not_change_the_frame_of_a_sweep(kills: int, remote: Get, server: Ndif, tmp_path: Path) -> None:
     """The sandboxed worker is killed less often, because its requests take longer."""
     model, victims, size = remote("tiny-llama"), ["worker"] * (4 * kills // 5) + ["api"] * (kills // 5), 8
-    if server.sandboxed and kills > 5:
-        pytest.skip("a sandboxed worker is killed twice, by day")
+    if server.sandboxed and kills == 5:
+        pytest.skip("a sandboxed worker is killed twice, by night")
     if server.sandboxed:
         victims, size = ["worker", "api"], 80
     random.Random(0).shuffle(victims)
