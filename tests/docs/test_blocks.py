@@ -15,8 +15,7 @@ from steerlab.testing import tiny_lm
 
 # pages whose blocks have tests of their own, beside this file and in tests/methods/test_adding_a_method.py
 WITH_OWN_TESTS = {"README.md", "docs/coming_from.md", "docs/adding_a_method.md"}
-# they train or compare, for many seconds also on tiny models
-LONGEST = {
+LONGEST = {  # they train or compare, for many seconds also on tiny models
     "docs/howto/compare.md", "docs/howto/l2s.md", "docs/howto/layer_and_strength.md", "docs/howto/train_and_bake.md",
     "docs/methods/concept_dictionaries.md", "docs/methods/predicted.md", "docs/methods/w2s.md",
 }  # fmt: skip
