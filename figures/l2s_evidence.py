@@ -24,8 +24,8 @@ METHODS = {
     "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "shuffled": ("random", "L2S, shuffled targets"),
     "gated_mean": ("mean", "one vector behind\na probe of clues"),
-    "routed_mean_and_zero": ("routed_mean", "routed mean, zeros"), "linear_and_zero": ("linear", "ridge, zeros"),
-    "l2s_and_zero": ("l2s", "L2S, zeros"),
+    "routed_mean_and_zero": ("routed_mean", "routed mean, zero targets"),
+    "linear_and_zero": ("linear", "ridge, zero targets"), "l2s_and_zero": ("l2s", "L2S, zero targets"),
     "language_mean": ("p2s", "mean of the true\nlanguage (oracle)"), "own": ("p2s", "own vector (oracle)"),
     "named_language": ("prompt", "instruction that\nnames it (oracle)"),
 }  # fmt: skip
