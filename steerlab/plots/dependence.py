@@ -41,7 +41,7 @@ def dependence_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for y, name in enumerate(rows.index):
         ax.barh(y, within[name], height=0.6, color=METHODS["l2s"].color if name in ("linear", "net") else CONTEXT)
         ax.plot([low[name], high[name]], [y, y], color=INK, lw=0.8)
-        ax.text(1.07, y, f"{rows['within'][name]:.2f}", va="center", fontsize=6.5, color=INK)
+        ax.text(1.07, y, f"{rows['within'][name]:z.2f}", va="center", fontsize=6.5, color=INK)
     ax.plot(rows["between"], range(len(rows)), "o", ms=4, color=MUTED, clip_on=False, label="between behaviors")
     ax.set_yticks(range(len(rows)), [LABELS[name] for name in rows.index])
     ax.set(
