@@ -107,21 +107,23 @@ def makers(args: argparse.Namespace, seed: int) -> dict[str, Callable[[], Steere
     """The methods that are fitted to the seen languages, those of `WITH_ZERO` also to questions without a clue."""
     layer = args.layer
     options: dict[str, Any] = {"context_layer": args.context_layer, "context_position": CONTEXT_TOKEN}
-    found: dict[str, Callable[[], Steerer]] = {
-        "mean": lambda: MeanDifference(layer),
-        "routed_mean": lambda: RoutedMean(layer, **options),
-        "nearest_neighbors": lambda: NearestNeighbors(layer, k=5, **options),
-        "linear": lambda: L2S(layer, net="linear", **options),
-        "l2s": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **options),
-    }
-    zero: dict[str, Any] = options | {"zero_behaviors": ["English"]}
+
+    def predictors(zero_behaviors: Sequence[str] = ()) -> dict[str, Callable[[], Steerer]]:
+        given = options | {"zero_behaviors": zero_behaviors}
+        return {
+            "routed_mean": lambda: RoutedMean(layer, **given),
+            "linear": lambda: L2S(layer, net="linear", **given),
+            "l2s": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **given),
+        }
+
     without_clue = LinearProbe(args.context_layer, positive=["English"], position=CONTEXT_TOKEN)
-    return found | {
-        "shuffled": found["l2s"],  # which is fitted to other inputs' vectors, see `Clue.part`
+    return {
+        "mean": lambda: MeanDifference(layer),
+        "nearest_neighbors": lambda: NearestNeighbors(layer, k=5, **options),
+        **predictors(),
+        "shuffled": predictors()["l2s"],  # which is fitted to other inputs' vectors, see `Clue.part`
         "gated_mean": lambda: Gated(MeanDifference(layer), without_clue, threshold=0.5, when="not detected"),
-        "routed_mean_and_zero": lambda: RoutedMean(layer, **zero),
-        "linear_and_zero": lambda: L2S(layer, net="linear", **zero),
-        "l2s_and_zero": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **zero),
+        **{f"{name}_and_zero": make for name, make in predictors(["English"]).items()},
     }
 
 
@@ -222,7 +224,7 @@ class Clue:
             found.append(self.judged(f"{name}-{alpha:g}-test", test[name], alpha, rows).assign(method=name))
         return pd.concat(found, ignore_index=True)
 
-    def unsteered_plain(self) -> pd.DataFrame:
+    def unsteered_without_clue(self) -> pd.DataFrame:
         """The answers to questions without a clue, without steering and with the instruction."""
         none = self.judged("none-plain", None, 0.0, self.without_clue).assign(method="none")
         instruction = Prompt(INSTRUCTIONS[self.name])
@@ -242,9 +244,10 @@ class Clue:
         held_out = [e for e in self.rows["test"] if e.behavior in unseen]
         test = every(seen_rows["test"], 3, number) + held_out
         own, shuffled = P2S(self.args.layer).fit(self.acts["test"]), shuffle_contrasts(acts, seed=number)
-        answered, close, plain = [], [], []
+        answered, close, without_clue = [], [], []
+        fitted_to = {"shuffled": shuffled} | dict.fromkeys(WITH_ZERO, with_zero)
         for name, make in makers(self.args, number).items():
-            steerer = make().fit(with_zero if name in WITH_ZERO else shuffled if name == "shuffled" else acts)
+            steerer = make().fit(fitted_to.get(name, acts))
             stage = f"{name}-part{number}"
             if len(known := self.known(test, number, name)):
                 alpha = float(known["alpha"].iloc[0])
@@ -252,7 +255,8 @@ class Clue:
             else:
                 alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 2))
                 answered.append(self.judged(f"{stage}-{alpha:g}-test", steerer, alpha, test).assign(method=name))
-            plain.append(self.judged(f"{stage}-{alpha:g}-plain", steerer, alpha, self.without_clue).assign(method=name))
+            judged = self.judged(f"{stage}-{alpha:g}-plain", steerer, alpha, self.without_clue)
+            without_clue.append(judged.assign(method=name))
             vectors = steerer.vectors(Context(tuple(own.ids_), self.acts["test"]))
             cosines = torch.cosine_similarity(vectors, own.table_, dim=-1)
             close.append(pd.DataFrame({"example_id": own.ids_, "method": name, "cosine": cosines.tolist()}))
@@ -261,8 +265,8 @@ class Clue:
         cosines["seen"] = ~cosines["example_id"].map(languages).isin(unseen)
         found = pd.concat(answered, ignore_index=True)
         found["seen"] = ~found["behavior"].isin(unseen)
-        without_clue = pd.concat(plain, ignore_index=True).assign(part=number)
-        return found.assign(part=number), cosines.assign(part=number, clue=self.name), without_clue
+        others = pd.concat(without_clue, ignore_index=True)
+        return found.assign(part=number), cosines.assign(part=number, clue=self.name), others.assign(part=number)
 
 
 def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
@@ -317,12 +321,12 @@ def section(folder: str | Path, measures: Sequence[str]) -> dict[str, Any]:
     return {found["provenance"]["model"]: kept}
 
 
-def side_effects(plain: pd.DataFrame, seed: int) -> dict[str, Any]:
+def side_effects(answers: pd.DataFrame, seed: int) -> dict[str, Any]:
     """By clue and method, the shares of questions without a clue, "plain" alone and before an "unrelated" sentence,
     that are answered in English; questions are resampled."""
     found = {}
-    kinds = plain["example_id"].str.split("/").str[0].rename("kind")
-    for (clue, kind, method), rows in plain.groupby(["clue", kinds, "method"], sort=False):
+    kinds = answers["example_id"].str.split("/").str[0].rename("kind")
+    for (clue, kind, method), rows in answers.groupby(["clue", kinds, "method"], sort=False):
         for measure in ("right", "right_fluently"):
             shares = rows.groupby("example_id")[measure].mean()
             found[f"{clue}.{kind}.{method}.{measure}"] = estimate(shares.tolist(), seed)
@@ -398,24 +402,24 @@ def main() -> None:
     sections = {"pictures": section(args.pictures, ("right", "chair_s")), "safety": {}}
     for folder in args.safety:
         sections["safety"] |= section(folder, ("overall", *CHOSEN_BY, "refuse_expert"))
-    constant, parts, cosines, plain = [], [], [], []
+    constant, parts, cosines, without_clue = [], [], [], []
     for name in args.clues:
         clue = Clue(study, model, name, args, earlier)
         constant.append(clue.constant())
-        plain.append(clue.unsteered_plain())
+        without_clue.append(clue.unsteered_without_clue())
         for number in range(PARTS[name]):
-            found, near, without_clue = clue.part(number)
+            found, near, others = clue.part(number)
             parts.append(found)
             cosines.append(near)
-            plain.append(without_clue)
+            without_clue.append(others)
         print(f"{name} is done", flush=True)
     same, fitted, near = (pd.concat(frames, ignore_index=True) for frames in (constant, parts, cosines))
     same, fitted = (with_readings(frame, args.readings) for frame in (same, fitted))
     near.round({"cosine": 4}).to_csv(study.folder / "cosines.csv", index=False)
-    without_clue = pd.concat(plain, ignore_index=True)
-    results = pd.concat([same, fitted, without_clue], ignore_index=True)
+    others = pd.concat(without_clue, ignore_index=True)
+    results = pd.concat([same, fitted, others], ignore_index=True)
     results = results[[name for name in RESULT_COLUMNS if name in results]]
-    numbers_here = summarize(same, fitted, near, args.seed) | side_effects(without_clue, args.seed)
+    numbers_here = summarize(same, fitted, near, args.seed) | side_effects(others, args.seed)
     summary = {"expert": {model.id: numbers_here}, **sections}
     study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
     measure = "right_readably" if args.readings else "right_fluently"

@@ -90,6 +90,7 @@ CHOSEN_BY = (
     "harmless_identical",
 )
 Setting = tuple[int, float, int]  # layer, strength, number of new tokens that are steered (0: all)
+AT = ["layer", "alpha", "first"]  # its columns
 
 
 def load_parts(data: str, harmless: str | None, seed: int, limit: int | None) -> dict[str, list[Example]]:
@@ -263,7 +264,7 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
     settings = list(product(args.layers, args.strengths, args.first))
     if args.grid:
         found = pd.concat([pd.read_csv(path).assign(first=lambda frame: frame.get("first", 0)) for path in args.grid])
-        found = found.drop_duplicates(["round", "sentences", "method", "layer", "alpha", "first"])
+        found = found.drop_duplicates(["round", "sentences", "method", *AT])
         [sentences, *others] = found.loc[found["round"] == "methods", "sentences"].unique()
         if others:
             raise MismatchError(f"--grid holds runs with other sentences: {[sentences, *others]}. Give those of one")
@@ -276,7 +277,7 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
         raise MismatchError(
             f"--grid has the layers {sorted(layers)}: give --layers these, and several_layers no others"
         )
-    known = {*zip(tried["method"], tried["layer"], tried["alpha"], tried["first"], strict=True)}
+    known = {*tried[["method", *AT]].itertuples(index=False, name=None)}
     for name in args.methods if args.grid else dict.fromkeys(("own", *args.methods)):
         strength = BRINGS.get(name, (sentences, None))[1]
         wanted = dict.fromkeys((layer, strength or alpha, first) for layer, alpha, first in settings)
@@ -291,11 +292,11 @@ def earlier_rows(paths: Sequence[str], plain: pd.DataFrame, sentences: str) -> p
     Raises:
         MismatchError: other rows, another judgment of them, or other sentences.
     """
-    keys = ["method", "seed", "layer", "alpha", "first", "example_id"]
+    keys = ["method", "seed", *AT, "example_id"]
     found = [pd.DataFrame({name: [] for name in keys})]
     for path in paths:
         rows = pd.read_csv(path)
-        if (said := read_summary(Path(path).parent)["sentences"]) != sentences:
+        if (said := read_summary(Path(path).parent).get("sentences")) != sentences:
             raise MismatchError(f"{path} is of a run with the sentences {said!r}, not {sentences!r}: leave it out")
         before, now = (one.set_index("example_id")[list(MEASURES)] for one in (rows[rows["method"] == "none"], plain))
         if list(before.index) != list(now.index) or not np.allclose(before, now, atol=0.01, equal_nan=True):
@@ -315,11 +316,7 @@ def run_tests(
     frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, first=0, seed=0))
 
     def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
-        found = known[
-            (known["method"] == name)
-            & (known["seed"] == seed)
-            & (known[["layer", "alpha", "first"]] == [*at]).all(axis=1)
-        ]
+        found = known[(known[["method", "seed", *AT]] == [name, seed, *at]).all(axis=1)]
         if not len(found):  # or only at a setting that is not the best one any more
             found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
         elif list(found["example_id"]) != list(plain["example_id"]):
@@ -432,15 +429,14 @@ def main() -> None:
     print(f"sentences: {sentences}; chosen: {chosen}", flush=True)
     judged = run_tests(answers, vectors, sentences, chosen, args.seeds, args.earlier)
     summary = summarize(judged, args.seed)
-    keys = ("layer", "alpha", "first")
-    summary |= {f"{name}.setting": dict(zip(keys, at, strict=True)) for name, at in chosen.items()}
+    summary |= {f"{name}.setting": dict(zip(AT, at, strict=True)) for name, at in chosen.items()}
     summary["routed_mean.right_behavior"] = vectors.routed_right(sentences, chosen["routed_mean"])
     summary["answers_of_earlier_runs"] = [fingerprint(Path(path).read_text()) for path in args.earlier]
     summary |= {"sentences": sentences, "counts": {part: len(rows) for part, rows in parts.items()}}
     write_atomically(study.folder / "grid.csv", lambda partial: grids.round(4).to_csv(partial, index=False))
     shown = publishable_examples(judged[(judged["seed"] == 0) & judged["text"].notna()], parts["test"])
     page = as_markdown("The same inputs under every method", shown)
-    columns = ["method", "seed", "layer", "alpha", "first", "example_id", "behavior", *MEASURES]
+    columns = ["method", "seed", *AT, "example_id", "behavior", *MEASURES]
     results = judged[columns].round({name: 4 for name in MEASURES})
     study.finish(results, summary, page, provenance(model, parts["test"], args))
     table = {method: safety_summary(rows) for method, rows in judged.groupby("method", sort=False)}
