@@ -21,7 +21,8 @@ from steerlab.errors import MismatchError
 from steerlab.metrics import Estimate, bootstrap_ci, perplexity
 from steerlab.models.model import Model
 
-LazyRequest = Request | Callable[[], Request] | None
+Requests = Request | list[Request]  # several are added up
+LazyRequest = Requests | Callable[[], Requests] | None
 ROOT = Path(__file__).parents[1]
 # arguments that name folders of one machine: left out of the provenance
 PATH_ARGUMENTS = (

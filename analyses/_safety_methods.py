@@ -20,7 +20,8 @@ from steerlab.methods.predictor import VectorPredictor
 from steerlab.models.operators import Operator
 from steerlab.models.sites import Site
 
-Fit = Callable[[int, Activations], Steerer]
+Fitted = Steerer | list[tuple[int, Steerer]]  # with their layers, several are added up
+Fit = Callable[[int, Activations], Fitted]
 ZERO = ["answer"]
 BALANCED = replace(L2S_PAPER, class_balanced=True, equalize_norms=("refuse", "defer"))
 # one vector for all inputs: the shares of the means of both behaviors in it ("mean" has .65 of the first: its inputs)
@@ -45,6 +46,13 @@ class RoutedWithRest(VectorPredictor):
         """The sum of both."""
         with torch.no_grad():
             return self.routed_.predict(contexts) + self.rest_(contexts)
+
+
+def routed_by_layer(layer: int, acts: Activations) -> list[tuple[int, Steerer]]:
+    """The routed mean with refusals at this layer and deferrals at the first that was read, where the probe reads."""
+    first = acts.sites[0].layer
+    parts = ((layer, "defer"), (first, "refuse"))  # a layer, and the behavior that is left to the other
+    return [(at, RoutedMean(at, context_layer=first, zero_behaviors=[*ZERO, left]).fit(acts)) for at, left in parts]
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ def makers(seed: int) -> dict[str, Fit]:
     found |= {name: partial(mix, share=share) for name, share in MIXES.items()}
     return found | {
         "routed_mean": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO).fit(acts),
+        "routed_by_layer": routed_by_layer,
         "routed_soft": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO, soft=True).fit(acts),
         "nearest_neighbors": lambda layer, acts: NearestNeighbors(layer, k=5, zero_behaviors=ZERO).fit(acts),
         "linear": partial(l2s, net="linear"),
@@ -102,6 +111,6 @@ def mix(layer: int, acts: Activations, share: float) -> Steerer:
     return SteeringVector({layer: share * means[0] + (1 - share) * means[1]})
 
 
-def fit_shuffled(layer: int, acts: Activations, seed: int) -> Steerer:
+def fit_shuffled(layer: int, acts: Activations, seed: int) -> Fitted:
     """The control: each input's target is the vector of another input of its behavior."""
     return makers(seed)["l2s"](layer, shuffle_contrasts(acts, seed=seed))

@@ -20,7 +20,8 @@ One vector for all inputs: the mean of all contrasts, or the means of refusal an
 L2S: "balanced" (a net that suits zero targets: ReLU, ten units, behaviors of equal weight and norm), "gated" (behind a
 probe of what needs steering), "released" (training settings of the released code), "published" (its pairs of words and
 its strength too), "low_rank" (targets of rank 4), "several_layers" (all of `--layers` are read), "kept_norm" (each
-state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves). At
+state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves).
+"routed_by_layer" is the routed mean with refusals at the setting's layer and deferrals at the first of `--layers`. At
 the setting of L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed
 mean, "class_mean" knows the true behavior. L2S, balanced, gated and "shuffled" have `--seeds`, the other nets one;
 nothing else is drawn.
@@ -45,6 +46,7 @@ import pandas as pd
 import torch
 from _common import (
     LazyRequest,
+    Requests,
     as_markdown,
     estimate,
     judge_with_perplexity,
@@ -157,7 +159,7 @@ class Answers:
             self.study, stage, self.model, rows, texts, self.unsteered(part), batch_size=self.args.batch_size
         )
 
-    def measures(self, name: str, settings: Sequence[Setting], make: Callable[[Setting], Request]) -> pd.DataFrame:
+    def measures(self, name: str, settings: Sequence[Setting], make: Callable[[Setting], Requests]) -> pd.DataFrame:
         """The shares on validation rows under each setting of a method."""
         rows = []
         for at in settings:
@@ -190,7 +192,7 @@ class Vectors:
 
     def __init__(self, study: Study, model: Model, parts: dict[str, list[Example]], args: argparse.Namespace) -> None:
         self.study, self.model, self.parts, self.args = study, model, parts, args
-        self._fitted: dict[tuple[Any, ...], Steerer] = {}
+        self._fitted: dict[tuple[Any, ...], list[tuple[int, Steerer]]] = {}
 
     def acts(self, part: str, sentences: str) -> Activations:
         """Contrasts and contexts at all layers that are tried."""
@@ -199,15 +201,19 @@ class Vectors:
         options: dict[str, Any] = {"layers": self.args.layers, "batch_size": self.args.batch_size, "progress": False}
         return steerlab.capture(self.model, pairs, folder=folder, **options).load()
 
-    def predicted(self, name: str, fit: Fit, part: str, sentences: str, at: Setting, seed: int = 0) -> Request:
+    def predicted(self, name: str, fit: Fit, part: str, sentences: str, at: Setting, seed: int = 0) -> list[Request]:
         """What a method, fitted to the training rows, gives the rows of a part; fitted once for all strengths."""
         sentences = BRINGS.get(name, (sentences, 0))[0]
         key = (name, sentences, at[0], seed)
         if key not in self._fitted:
-            self._fitted[key] = fit(at[0], self.acts("train", sentences))
+            made = fit(at[0], self.acts("train", sentences))
+            self._fitted[key] = made if isinstance(made, list) else [(at[0], made)]
         ids = [e.id for e in self.parts[part]]
-        vectors = self._fitted[key].vectors(Context(tuple(ids), self.acts(part, sentences)))
-        return steered(P2S.from_table(at[0], dict(zip(ids, vectors.expand(len(ids), -1), strict=True))), at, name)
+        requests = []
+        for layer, fitted in self._fitted[key]:
+            found = fitted.vectors(Context(tuple(ids), self.acts(part, sentences))).expand(len(ids), -1)
+            requests.append(steered(P2S.from_table(layer, dict(zip(ids, found, strict=True))), at, name))
+        return requests
 
     def routed_right(self, sentences: str, at: Setting) -> dict[str, float]:
         """For each behavior, the share of test rows whose vector is the mean of their behavior."""
@@ -250,7 +256,7 @@ def search(
 ) -> pd.DataFrame:
     """A method ("own" is the oracle) at every setting on validation rows."""
 
-    def request(at: Setting) -> Request:
+    def request(at: Setting) -> Requests:
         if name == "own":
             return vectors.own("validation", sentences, at)
         return vectors.predicted(name, makers(seed)[name], "validation", sentences, at, seed)
@@ -315,7 +321,7 @@ def run_tests(
     instructed = answers.judged("test-prompt", "test", Request(Prompt()))
     frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, first=0, seed=0))
 
-    def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
+    def add(name: str, at: Setting, make: Callable[[], Requests], seed: int = 0) -> None:
         found = known[(known[["method", "seed", *AT]] == [name, seed, *at]).all(axis=1)]
         if not len(found):  # or only at a setting that is not the best one any more
             found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)

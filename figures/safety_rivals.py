@@ -21,6 +21,7 @@ METHODS = {
     "refuse_mean": ("mean", "one vector: refusals'\nmean"), "half_mean": ("mean", "one vector: half\nof each mean"),
     "defer_mean": ("mean", "one vector: deferrals'\nmean"),
     "routed_mean": ("routed_mean", "mean of the behavior\na probe reads"),
+    "routed_by_layer": ("routed_mean", "probe's mean, each\nbehavior at its layer"),
     "routed_soft": ("routed_mean", "means, weighted by\nthe probe"),
     "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "balanced": ("l2s", "L2S, ReLU, balanced"), "gated": ("l2s", "L2S behind a probe"),
