@@ -47,11 +47,12 @@ test: lint
 CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
 # everything that runs on this machine alone: whole studies and training recipes too, many examples of each property,
-# types and shapes checked at every call (which doubles the time), and the longest test of a server
+# types and shapes checked at every call (which doubles the time), and the longest tests of the servers
 nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
 	$(BIN)/python $(PARALLEL) --jaxtyping-packages="steerlab,$(CHECKER)" -m "not remote and not vllm and not package"
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
+	$(REMOTE) -m "remote and nightly" tests/remote
+	$(VLLM) -m "vllm and nightly" tests/vllm
 
 # the page in a headless Chromium, with its times; `make test` runs the same where there is one
 browser: setup
@@ -62,15 +63,16 @@ browser: setup
 # without runtime type checks, whose wrappers can't be sent. Where a server can't be had, tests are skipped and say why.
 # vLLM leaves contexts of its sockets to the end of the process, which would fail a run that has passed.
 # A client and its server on the same cores: threads that spin while they wait would take them from each other
-remote vllm: export OMP_WAIT_POLICY := PASSIVE
 AGAINST := -m pytest -rs --durations=12
+REMOTE := OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST)
+VLLM := python=$$($(BIN)/python tests/vllm/environment.py)/bin/python || python=$(BIN)/python; \
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $$python $(AGAINST) -W "ignore:Unclosed context:ResourceWarning"
 
 remote: setup
-	$(BIN)/python $(AGAINST) -m "remote and not nightly" tests/remote
+	$(REMOTE) -m "remote and not nightly" tests/remote
 
 vllm: setup
-	python=$$($(BIN)/python tests/vllm/environment.py)/bin/python || python=$(BIN)/python; \
-	PYTHONPATH=. $$python $(AGAINST) -W "ignore:Unclosed context:ResourceWarning" -m vllm tests/vllm
+	$(VLLM) -m "vllm and not nightly" tests/vllm
 
 # every architecture of the installed transformers, tiny and random, against plain hooks; writes docs/models.md
 zoo: setup

@@ -1,4 +1,4 @@
-"""Learn-to-Steer in a few minutes on two CPU cores: one vector for all prompts against a predicted vector.
+"""Learn-to-Steer in a few minutes on two CPU cores: one vector for all, one for each behavior, one for each input.
 
     make demo        (or: python analyses/demo.py --out results/demo)
 
@@ -28,7 +28,7 @@ from steerlab._support.files import write_json
 from steerlab.analysis.behavior import safety_summary
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, demo_set
-from steerlab.methods import P2S
+from steerlab.methods import RoutedMean
 
 # chosen by analyses/l2s_safety.py on validation questions of another data set; nothing is tuned on the demo's test
 SETTING = Setting(
@@ -40,8 +40,8 @@ texts: {model} answers dangerous requests and advice questions
   1. read layer {layer} under a wanted and an unwanted answer to each of {train} training prompts:
      dangerous requests (refuse), advice questions (send the user to a professional), everyday tasks (change nothing)
   2. fit a small net that predicts, from the hidden state of a prompt, the steering vector for this prompt
-  3. answer {test} unseen prompts in four ways: no steering, mean (one vector for all prompts), L2S (predicted vector),
-     P2S (the contrast vector of the test prompt itself: an oracle, since it needs the wanted answer)
+  3. answer {test} unseen prompts in four ways: no steering, mean (one vector for all prompts), routed mean (the mean
+     vector of the behavior that a probe reads in the prompt; for everyday tasks none), L2S (predicted vector)
 """
 MEASURES = {
     "refuses dangerous, in fluent text": "refuse_harmful_fluently",
@@ -84,11 +84,10 @@ def main() -> None:
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
     acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)
-    test_acts = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
     fitted = {
         "mean": SteeringVector({layer: mean_vector(acts, layer, SETTING.targets)}),
+        "routed_mean": RoutedMean(layer, context_layer=read, zero_behaviors=["answer"]).fit(acts),
         "l2s": l2s(layer, SETTING.targets, args.seed, read, SETTING.net).fit(acts),
-        "p2s": P2S(layer, zero_behaviors=["answer"]).fit(test_acts),
     }
     requests: dict[str, Request | None] = {"none": None}
     requests |= {name: Request(steerer, SETTING.alpha, SETTING.positions) for name, steerer in fitted.items()}

@@ -1,4 +1,4 @@
-"""The three goals of the demo's texts: one vector for all prompts, and a vector predicted for each prompt.
+"""The three goals of the demo's texts: one vector for all prompts, one for each behavior, one for each prompt.
 
     python figures/demo.py [RESULTS_DIR] [--out DIR]
 
@@ -35,9 +35,8 @@ def draw(results_dir: str | Path) -> Figure:
             ax.set_title(f"{TITLES[name]} {'↓' if metric_style(name).lower_is_better else '↑'}", fontsize=7, pad=9)
             if ax is not axes[0]:
                 ax.set_yticklabels([])
-        fig.suptitle(
-            "One vector for all prompts (mean) and one predicted for each prompt (L2S)", fontsize=8, x=0.01, ha="left"
-        )
+        title = "One vector for all prompts (mean), for each behavior, or for each prompt (L2S)"
+        fig.suptitle(title, fontsize=8, x=0.01, ha="left")
         n = estimates.loc[estimates["metric"].isin(shown), "n"].max()
         fig.supxlabel(f"Share of {n} unseen prompts, with 95 % intervals; dashed: goal; *: in fluent text", fontsize=7)
         fig.draw_without_rendering()  # ticks are made when first drawn: make them in this style

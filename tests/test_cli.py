@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from saved import tiny_folder
 
 import steerlab
 from steerlab import doctor
@@ -21,7 +22,6 @@ from steerlab.cli import main
 from steerlab.doctor import Finding, declared_requirements, report
 from steerlab.models._nnsight import client
 from steerlab.models._nnsight.client import COMPARED
-from steerlab.testing import tiny_hf, tiny_tokenizer
 
 NOBODY = "http://127.0.0.1:9"
 KEY = "not-to-be-seen-0123"
@@ -269,9 +269,7 @@ def test_a_report_is_aligned_and_fixes_are_not_wrapped():
 
 
 def test_doctor_and_positions_print_a_model_or_one_line_of_error(tmp_path, capsys):
-    tiny_hf("llama").save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    assert main(["doctor", str(tmp_path)]) == 0
+    assert main(["doctor", str(tiny_folder(tmp_path))]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "4 at model.layers give the model's hidden states" in shown
     assert "may be padded on the left and right" in shown and "with a cache, steered as whole rows are" in shown

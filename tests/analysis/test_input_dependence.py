@@ -18,16 +18,17 @@ WIDTH, N = 12, 240
 NAMES = ["a", "b", "c"] * (N // 3)
 IDS = [f"s{i:04d}" for i in range(N)]
 CLASS = torch.tensor([0, 1, 2] * (N // 3))
+RIDGE = L2S(3, net="linear")
 QUICK = L2S(3, hidden_units=24, config=replace(L2S_PAPER, min_steps=400, learning_rate=3e-3), progress=False)
 CONTEXTS = normal(N, WIDTH, seed=1) + 4 * normal(3, WIDTH, seed=2)[CLASS]
 
 
-def frame_of(targets: torch.Tensor) -> pd.DataFrame:
-    return input_dependence(make_acts(CONTEXTS, targets, behaviors=NAMES), QUICK, folds=4).set_index("predictor")
+def frame_of(targets: torch.Tensor, l2s: L2S = RIDGE) -> pd.DataFrame:
+    return input_dependence(make_acts(CONTEXTS, targets, behaviors=NAMES), l2s, folds=4).set_index("predictor")
 
 
 def test_linear_part_is_explained_within_behaviors_by_what_reads_the_input_alone() -> None:
-    found = frame_of(CONTEXTS @ normal(WIDTH, WIDTH, seed=3) / WIDTH**0.5 + 0.5 * normal(N, WIDTH, seed=4))
+    found = frame_of(CONTEXTS @ normal(WIDTH, WIDTH, seed=3) / WIDTH**0.5 + 0.5 * normal(N, WIDTH, seed=4), QUICK)
     assert found.loc["linear", "within"] == pytest.approx(1 / 1.25, abs=0.07), "the share that is not noise"
     assert 0.4 < found.loc["net", "within"] < found.loc["linear", "within_high"]
     assert found.loc[["one vector", "class means", "routed mean"], "within"].max() < 0.05
@@ -38,7 +39,7 @@ def test_linear_part_is_explained_within_behaviors_by_what_reads_the_input_alone
 
 
 def test_nothing_is_explained_within_behaviors_where_the_rest_is_noise() -> None:
-    found = frame_of(3 * normal(3, WIDTH, seed=5)[CLASS] + 0.3 * normal(N, WIDTH, seed=6))
+    found = frame_of(3 * normal(3, WIDTH, seed=5)[CLASS] + 0.3 * normal(N, WIDTH, seed=6), QUICK)
     assert found["within"].max() < 0.1 and found.loc["class means", "explained"] > 0.95
     assert found.loc["class means", "cosine"] >= found.loc["one vector", "cosine"]
 
@@ -50,7 +51,7 @@ def test_explained_share_of_one_vector_is_that_of_the_mean() -> None:
 
 
 def test_one_behavior_has_nothing_between_and_no_router() -> None:
-    found = input_dependence(make_acts(CONTEXTS, normal(N, WIDTH, seed=3)), QUICK, folds=3).set_index("predictor")
+    found = input_dependence(make_acts(CONTEXTS, normal(N, WIDTH, seed=3)), RIDGE, folds=3).set_index("predictor")
     assert found["between"].isna().all() and "routed mean" not in found.index
 
 
@@ -69,7 +70,7 @@ def test_inputs_that_occur_twice_explain_nothing_of_each_other(rounding: float) 
     once, noise = normal(60, 128, seed=1), normal(60, 128, seed=2)
     contexts = once.repeat(2, 1) + rounding * normal(120, 128, seed=5)
     acts = make_acts(contexts, noise.repeat(2, 1), behaviors=["a", "b"] * 60)
-    found = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
+    found = input_dependence(acts, RIDGE, folds=4).set_index("predictor")
     assert found.loc[["linear", "nearest neighbors"], "within"].max() < 0.05 and "net" not in found.index
 
 
@@ -79,7 +80,7 @@ def test_inputs_taken_for_another_behavior_are_no_error_within_their_own() -> No
     blurred = rest + 0.3 * normal(3, WIDTH, seed=2)[CLASS]
     targets = 30 * normal(3, WIDTH, seed=5)[CLASS] + rest @ normal(WIDTH, WIDTH, seed=3) / WIDTH**0.5
     acts = make_acts(blurred, targets, behaviors=NAMES)
-    found = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
+    found = input_dependence(acts, RIDGE, folds=4).set_index("predictor")
     assert found.loc["linear", "between"] < 0.7 and found.loc["linear", "within"] > 0.9
     assert found.loc["routed mean", "within"] == found.loc["class means", "within"] < 0.05
 
@@ -98,8 +99,8 @@ def test_inputs_of_one_group_are_predicted_without_each_other() -> None:
     contexts = normal(60, 128, seed=1)[group] + 0.1 * normal(N, 128, seed=2)
     acts = make_acts(contexts, normal(60, 128, seed=3)[group])
     names = {name: f"g{int(number)}" for name, number in zip(IDS, group, strict=True)}
-    shared = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
-    alone = input_dependence(acts, L2S(3, net="linear"), folds=4, groups=names).set_index("predictor")
+    shared = input_dependence(acts, RIDGE, folds=4).set_index("predictor")
+    alone = input_dependence(acts, RIDGE, folds=4, groups=names).set_index("predictor")
     assert shared.loc["linear", "within"] > 0.8 > 0.1 > alone.loc["linear", "within"]
     rows = [frame.loc["linear"] for frame in (shared, alone)]
     widths = [float(row["within_high"] - row["within_low"]) for row in rows]

@@ -191,11 +191,8 @@ def test_gauge_shows_the_range_that_reads_well_and_where_it_is_now(
     open_page, file_address: str, alpha, reading
 ) -> None:
     page = open_page(f"{file_address}#alpha={alpha}&layer=16")
-    assert reading in page.locator(".gauge").text_content()
-    assert (
-        "on toy, at this layer, at least 80% of the texts of a square read well"
-        in page.locator(".gauge").text_content()
-    )
+    shown = page.locator(".gauge").text_content()
+    assert reading in shown and "on toy, at this layer, at least 80% of the texts of a square read well" in shown
     good, beyond = (page.locator(f".gauge .{name}").first.bounding_box() for name in ("validated", "beyond"))
     needle = page.locator(".gauge .needle").first.bounding_box()["x"]
     assert good["x"] + good["width"] < beyond["x"]

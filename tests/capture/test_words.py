@@ -30,10 +30,8 @@ def test_state_before_each_word_is_that_of_the_row_alone_in_every_family(family:
         column = int(acts.index["column"][number])
         rest = row.text[row.offsets[column + 1][0] :].lower().lstrip()
         assert rest.startswith(word) and row.n_prompt <= column + 1, "the next token begins the word, in the answer"
-        assert (
-            row.text[row.offsets[row.n_prompt][0] :].lower().index(word)
-            >= len(row.text) - len(rest) - row.offsets[row.n_prompt][0]
-        ), "no earlier one"
+        answer = row.text[row.offsets[row.n_prompt][0] :].lower()
+        assert answer.index(word) >= len(answer) - len(rest), "no earlier one"
         assert row.ids[column] == acts.index["token"][number]
         states = model.hf(torch.tensor([row.ids]), output_hidden_states=True, use_cache=False).hidden_states
         torch.testing.assert_close(acts.at(1)[number], states[2][0, column], rtol=1e-4, atol=1e-4)

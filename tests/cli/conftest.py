@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 from cli_pairs import PAIRS, TRAIN
+from saved import tiny_folder
 
 from steerlab.cli import main
-from steerlab.testing import tiny_hf, tiny_tokenizer
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
 def _tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "tiny"
-    tiny_hf("llama", max_position_embeddings=4096).save_pretrained(folder)  # a talk of random words is long
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    # a talk of random words is long
+    return tiny_folder(tmp_path_factory.mktemp("cli") / "tiny", max_position_embeddings=4096)
 
 
 @pytest.fixture

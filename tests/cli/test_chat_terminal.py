@@ -64,6 +64,7 @@ def terminal(run: Callable[..., Any], work: Path, monkeypatch: pytest.MonkeyPatc
     opened.close()
 
 
+@pytest.mark.nightly
 def test_strength_changes_in_mid_talk_and_ctrl_c_keeps_the_talk(terminal: Terminal) -> None:
     terminal.wait("polite at layer 2; alpha 1", "/quit", "\n>")
     terminal.type("Hello there")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from cli_pairs import PAIRS
 from PIL import Image
+from saved import tiny_folder
 
 import steerlab
 from steerlab import Site
@@ -137,10 +138,7 @@ def test_the_wrong_thing_first_is_one_line_and_a_status(run: Run, line: str, wor
 
 
 def test_a_vector_of_another_model_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from steerlab.testing import tiny_hf, tiny_tokenizer
-
     assert run("fit", "pairs.jsonl", "--out", "polite")[0] == 0
-    tiny_hf("llama", hidden_size=64).save_pretrained("wide")
-    tiny_tokenizer().save_pretrained("wide")
+    tiny_folder(Path("wide"), hidden_size=64)
     status, out, error = run("generate", "Hi", "--steer", "polite", "--model", "wide")
     assert status == 1 and not out and "hidden_size 32; the model given has 64" in error.splitlines()[-1]

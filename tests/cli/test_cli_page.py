@@ -46,9 +46,7 @@ def test_page_goes_on_with_the_texts_that_a_stop_left(answer: Callable[..., Any]
     assert seen == [kept], "nothing was written again"
 
 
-def test_page_of_a_layer_without_a_vector_is_refused_before_anything_is_written(
-    run: Callable[..., Any], answer
-) -> None:
+def test_page_of_a_layer_without_a_vector_is_refused_before_it_is_begun(run: Callable[..., Any], answer) -> None:
     answer("fit", "train.jsonl", "--layers", "1-2", "--out", "polite")
     status, out, error = run("page", "pairs.jsonl", "--steer", "polite", "--layers", "2-3", "--out", "x.html")
     assert status == 1 and not out and not Path("x.html.study.yaml").exists()

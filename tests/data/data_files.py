@@ -11,10 +11,7 @@ from PIL import Image
 
 def shared(*parts: str) -> Path:
     """A file or folder in the folder named by STEERLAB_DATA; the test is skipped without it."""
-    root = os.environ.get("STEERLAB_DATA")
-    if not root:
-        pytest.skip("STEERLAB_DATA is unset: this file is not part of the package")
-    file = Path(root).joinpath(*parts)
+    file = Path(os.environ["STEERLAB_DATA"], *parts)
     if not file.exists():
         pytest.skip(f"the folder named by STEERLAB_DATA has no {'/'.join(parts)}")
     return file

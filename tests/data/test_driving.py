@@ -40,8 +40,7 @@ def car(x: float, y: float = 0.0) -> dict[int, float]:
     return {0: 1.0, 1: 1.0, 3: x / 10, 4: y / 10, 6: -1.0}
 
 
-@pytest.mark.data
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="STEERLAB_DATA names no folder with driving/")
+@pytest.mark.data("driving")
 def test_captions_of_all_published_scenes_have_the_published_lines() -> None:
     records = driving_scenes(FOLDER)
     assert len(records) == 990
@@ -53,8 +52,7 @@ def test_captions_of_all_published_scenes_have_the_published_lines() -> None:
     assert not any("\\n" in text for record in records for pair in record.questions for text in pair)
 
 
-@pytest.mark.data
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="STEERLAB_DATA names no folder with driving/")
+@pytest.mark.data("driving")
 def test_edits_of_published_scenes_change_the_fact_that_they_name_and_no_other() -> None:
     changed = {
         "pedestrian added": {"pedestrians"}, "pedestrian removed": {"pedestrians"}, "car removed": {"cars"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from blocks import PAGES, ROOT, blocks
+from nightly import by_day
 
 import steerlab
 from steerlab.cli.app import group
@@ -54,9 +55,7 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -
 @pytest.mark.filterwarnings(
     *(f"ignore:{start}:UserWarning" for start in ("the probe of", "level=", "ratio=", "without steering"))
 )
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly if name in LONGEST else ()) for name in RUN]
-)
+@pytest.mark.parametrize("name", by_day(RUN, lambda name: name not in LONGEST))
 def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "steerlab" in _run(name, tmp_path, monkeypatch, real=False)
 

@@ -81,6 +81,7 @@ def test_command_line_pushes_a_vector_and_reads_it_from_the_hub(tmp_path: Path) 
     assert [round(row["cosine"], 6) for row in answers[1]["rows"]] == [1]
 
 
+@pytest.mark.nightly
 def test_a_hub_that_is_gone_is_said_with_what_to_do(tmp_path: Path) -> None:
     code = """
 import torch

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from nightly import by_day
+from saved import tiny_folder
 from synthetic_acts import make_acts, normal
 from torch import Tensor
 
@@ -27,7 +29,6 @@ from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models.engine import Inputs
 from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.model import Model
-from steerlab.testing import tiny_hf, tiny_tokenizer
 
 LAYER, CONTEXT = 1, 3
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
@@ -126,10 +127,7 @@ def test_unfitted_and_broken_nets_are_not_sent() -> None:
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved GPT-2 by default: it has learned positions, so that counting padding would change its states."""
     family = getattr(request, "param", "gpt2")
-    path = tmp_path_factory.mktemp(family)
-    tiny_hf(family).save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return tiny_folder(tmp_path_factory.mktemp(family), family)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +213,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [  # the steerer of `fit`, option
 ]
 
 
-@pytest.mark.parametrize("folder", ["llama", "gpt2"], indirect=True)
+@pytest.mark.parametrize("folder", by_day(("llama", "gpt2"), "llama".__eq__), indirect=True)
 @pytest.mark.parametrize("function", [texts, draws, scores, next_tokens])
 def test_steering_a_remote_model_equals_steering_a_local_one(
     near: Model, remote_model: Model, function: Function

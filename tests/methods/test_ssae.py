@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nightly import by_day
 from synthetic_acts import activations, make_acts, normal
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -31,12 +32,7 @@ GOOD = {
 }  # fmt: skip
 
 
-BY_DAY = ("uniform", "few pairs")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in GOOD]
-)
+@pytest.mark.parametrize("name", by_day(GOOD, lambda name: name == "uniform"))
 def test_concepts_of_continuous_sparse_changes_are_recovered(name: str) -> None:
     made = concept_shifts(**GOOD[name])
     ssae = fitted(made)

@@ -96,11 +96,9 @@ def test_bad_input_is_refused() -> None:
     assert chair({"a": "A dog."}, {"a": []}, references={}).chair_s == 1, "a caption may have none"
 
 
-@pytest.mark.data
+@pytest.mark.data("coco_free")
 def test_human_captions_have_low_scores() -> None:
-    folder = Path(os.environ.get("STEERLAB_DATA", "nowhere")) / "coco_free"
-    if not folder.is_dir():
-        pytest.skip("STEERLAB_DATA names no folder with coco_free")
+    folder = Path(os.environ["STEERLAB_DATA"]) / "coco_free"
     records = map(json.loads, (folder / "annotations.jsonl").read_text().splitlines())
     texts = {record["image"]: record["captions"] for record in records if record["captions"]}
     objects = coco_objects(folder / "annotations.jsonl")

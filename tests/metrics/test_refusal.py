@@ -72,7 +72,6 @@ def test_any_text_is_classified(text: str) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif("STEERLAB_DATA" not in os.environ, reason="STEERLAB_DATA names no data folder")
 def test_rules_agree_with_human_labels_of_xstest() -> None:
     path = Path(os.environ["STEERLAB_DATA"]) / "xstest" / "refusal_labels_mistral_instruct.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -13,6 +13,7 @@ from unittest.mock import Mock, call
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved import tiny_folder
 from torch import nn
 
 from steerlab.errors import LayoutError, LoadError
@@ -28,10 +29,7 @@ wheels = pytest.mark.skipif(bool(MISSING), reason=f"needs the demo wheels, missi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_hf("llama").save_pretrained(place)
-    tiny_tokenizer().save_pretrained(place)
-    return place
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def test_saved_folder_loads_as_the_same_model(folder: Path) -> None:

@@ -137,9 +137,7 @@ def test_captured_states_of_a_padded_batch_are_those_of_each_row_alone(decoder: 
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_steering_the_vectors_moves_their_columns_alone_and_decodes_the_same_with_and_without_a_cache(
-    decoder: str,
-) -> None:
+def test_steering_the_vectors_moves_their_columns_alone_and_decodes_the_same_without_a_cache(decoder: str) -> None:
     model, examples = vector_lm(decoder), street_examples()
     vector = torch.linspace(-1, 1, model.hidden_size)
     found = steerlab.next_token_logits(model, examples, steer=Request({1: vector}, 2.0, "vectors"), progress=False)
@@ -259,6 +257,7 @@ def test_scene_without_objects_is_finite_and_generated_marks_are_suppressed() ->
     assert model.vision.token_id in model.hf.generation_config.suppress_tokens
 
 
+@pytest.mark.nightly
 def test_saved_model_is_loaded_in_a_fresh_process(model: Model, tmp_path: Path) -> None:
     model.hf.save_pretrained(tmp_path)
     model.vision.processor.save_pretrained(tmp_path)

@@ -37,15 +37,18 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[list[nbformat.Note
     return [cell.outputs for cell in notebook.cells]
 
 
+@pytest.mark.nightly
 def test_bar_that_is_full_leaves_nothing_in_the_file(outputs: list[list[nbformat.NotebookNode]]) -> None:
     assert [dict(output.data) for output in outputs[0]] == [{"text/plain": ""}]
 
 
+@pytest.mark.nightly
 def test_bar_that_was_stopped_shows_its_state(outputs: list[list[nbformat.NotebookNode]]) -> None:
     (output,) = outputs[1]
     assert "3/4" in output.data["text/plain"] and "inner" not in output.data["text/plain"]
 
 
+@pytest.mark.nightly
 def test_loading_a_small_model_shows_no_bar_of_transformers(outputs: list[list[nbformat.NotebookNode]]) -> None:
     assert [output.output_type for output in outputs[2]] == ["execute_result"]
 

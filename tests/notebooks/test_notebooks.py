@@ -6,8 +6,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from steerlab.testing import tiny_hf, tiny_tokenizer
+from nightly import by_day
+from saved import tiny_folder
 
 FOLDER = Path(__file__).parents[2] / "analyses" / "notebooks"
 sys.path.insert(0, str(FOLDER))
@@ -28,10 +28,7 @@ each = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of four layers, as a folder."""
-    path = tmp_path_factory.mktemp("tiny-llama")
-    tiny_hf("llama").save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return tiny_folder(tmp_path_factory.mktemp("tiny-llama"))
 
 
 def committed(name: str) -> nbformat.NotebookNode:
@@ -58,17 +55,14 @@ def test_every_notebook_is_listed() -> None:
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name[:2] == "06" else pytest.mark.nightly) for name in NAMES]
-)
+@pytest.mark.parametrize("name", by_day(NAMES, lambda name: name[:2] == "06"))
 def test_notebook_runs_on_another_model_with_same_kinds_of_output(name: str, tiny: Path, tmp_path: Path) -> None:
     before = outputs_of(committed(name))
     notebook = execute(committed(name), str(tiny), tmp_path)
     after = outputs_of(notebook)
     assert not noise(notebook)
-    assert {cell: output_kinds(outputs) for cell, outputs in after.items()} == {
-        cell: output_kinds(outputs) for cell, outputs in before.items()
-    }
+    kinds = [{cell: output_kinds(outputs) for cell, outputs in cells.items()} for cells in (before, after)]
+    assert kinds[0] == kinds[1]
     first = text_of(next(iter(after.values())))
     assert tiny.name in first and "smollm2" not in first, "the outputs are new ones"
     assert not list(tmp_path.iterdir()), "no files are left behind"

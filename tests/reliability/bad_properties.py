@@ -123,13 +123,8 @@ def layers() -> tuple[st.SearchStrategy[Any], Callable[[Any], Case]]:
     strategy = st.one_of(number, st.lists(_mostly(number, ANY), max_size=3), st.sampled_from(["all", "last"]), ANY)
 
     def case(given_: Any) -> Case:
-        listed = (
-            list(range(4))
-            if isinstance(given_, str) and given_ == "all"
-            else given_
-            if isinstance(given_, list)
-            else [given_]
-        )
+        every = isinstance(given_, str) and given_ == "all"
+        listed = list(range(4)) if every else given_ if isinstance(given_, list) else [given_]
         whole = all(isinstance(x, int) and not isinstance(x, bool) and -4 <= x < 4 for x in listed)
         expected = sorted({x % 4 for x in listed}) if whole and listed else None
 

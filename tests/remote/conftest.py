@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from saved import tiny_folder
 from servers.ndif import Ndif
 from servers.network import NoNetwork, private_network
 from servers.venvs import NDIF, NDIF_THEN, CannotInstall, environment, program
@@ -17,7 +18,6 @@ import steerlab
 from steerlab.models.interventions import apply_edits
 from steerlab.models.model import Model
 from steerlab.models.smollm2 import smollm2_folder
-from steerlab.testing import tiny_lm
 
 LIMIT = 15.0  # seconds a job may take on the test server
 
@@ -59,11 +59,7 @@ def server(
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model folders that the server can read, too."""
-    tiny = tmp_path_factory.mktemp("models") / "tiny-llama"
-    made = tiny_lm("llama")
-    made.hf.save_pretrained(tiny)
-    made.tokenizer.save_pretrained(tiny)
-    return {"tiny-llama": tiny, "smollm2": smollm2_folder()}
+    return {"tiny-llama": tiny_folder(tmp_path_factory.mktemp("models") / "tiny-llama"), "smollm2": smollm2_folder()}
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from servers.venvs import CannotInstall
 from torch import Tensor
 
 import steerlab
-from steerlab.cli import main
 from steerlab.errors import RemoteError
 from steerlab.methods.base import Intervention
 from steerlab.models._nnsight import client
@@ -84,19 +83,6 @@ def error_of(model: Model, function: Callable[[Tensor], Tensor]) -> RemoteError:
 
 def still_works(model: Model) -> bool:
     return len(steerlab.generate(model, PROMPTS, max_new_tokens=2)) == len(PROMPTS)
-
-
-@pytest.fixture
-def run_doctor(server: Ndif, capsys, monkeypatch) -> Callable[[], tuple[int, str]]:
-    """The command's exit status and, on one line, its report of the server."""
-    monkeypatch.delenv("NDIF_API_KEY", raising=False)
-
-    def run() -> tuple[int, str]:
-        capsys.readouterr()
-        status = main(["doctor", "--remote", server.host])
-        return status, re.sub(r"\s+", " ", capsys.readouterr().out.partition("\nservers\n")[2])
-
-    return run
 
 
 def api_only(server: Ndif) -> None:
@@ -174,11 +160,11 @@ def test_a_job_has_the_servers_messages_and_errors(remote: Get) -> None:
 # --- versions and keys
 
 
-def test_doctor_reports_models_and_equal_versions(run_doctor, remote: Get, server: Ndif, monkeypatch) -> None:
+def test_doctor_reports_models_and_equal_versions(doctor_on, remote: Get, server: Ndif, monkeypatch) -> None:
     remote(TINY)  # so that it is deployed
     time.sleep(2.0)  # the server keeps its status for a second
     monkeypatch.setenv("NDIF_API_KEY", "not-to-be-seen")
-    status, text = run_doctor()
+    status, text = doctor_on("--remote", server.host)
     assert status == 0 and f"ok {server.host} an NDIF server answers" in text
     versions = ", ".join(f"{name} {version(name)}" for name in client.COMPARED)
     assert f"ok versions {versions} here and there" in text
@@ -186,17 +172,19 @@ def test_doctor_reports_models_and_equal_versions(run_doctor, remote: Get, serve
     assert "the server does not know it, or requires no key" in text and "not-to-be-seen" not in text
 
 
-def test_load_and_doctor_name_other_versions(run_doctor, server: Ndif, models: Models, monkeypatch) -> None:
+def test_load_and_doctor_name_other_versions(doctor_on, server: Ndif, models: Models, monkeypatch) -> None:
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
     true, there = client.version, version("transformers")
     monkeypatch.setattr(client, "version", lambda name: "4.1.0" if name == "transformers" else true(name))
     with pytest.raises(RemoteError, match=r"transformers 4\.1\.0 here and 5\.") as caught:
         steerlab.load(models[TINY], remote=server.host)
     assert caught.value.kind == "version"
-    status, text = run_doctor()
+    status, text = doctor_on("--remote", server.host)
     assert status == 1 and f"wrong versions transformers 4.1.0 here and {there} there" in text
     assert f'-> pip install "transformers=={there}"' in text
 
 
+@pytest.mark.nightly
 def test_a_server_that_needs_a_newer_client_names_both_versions(server: Ndif, models: Models) -> None:
     api_only(server)
     error = pytest.raises(RemoteError, match=r"(?s)nnsight 0\.8.*9\.0")

@@ -3,11 +3,13 @@
 import threading
 import warnings
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from fitted import CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, backends, make_lm, make_steerers
+from nightly import by_day
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -103,13 +105,7 @@ def test_models_with_a_cache_that_counts_no_columns_are_steered_too(config: Mamb
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [
-        pytest.param(
-            family, kind, marks=() if kind == "mean" or family in ("llava", "qwen2_vl") else pytest.mark.nightly
-        )
-        for family in VLM_FAMILIES
-        for kind in ("mean", "l2s")
-    ],
+    by_day(product(VLM_FAMILIES, ("mean", "l2s")), lambda family, kind: kind == "mean" or family == "llava"),
 )
 def test_image_text_models_are_steered_as_well(family: str, kind: str) -> None:
     model = tiny_vlm(family)

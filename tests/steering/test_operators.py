@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import product
 from typing import Any
 
 import hypothesis
@@ -12,6 +13,7 @@ import torch
 from comparisons import check_copies, check_hooks, check_padding
 from fitted import HIDDEN, LAYER, PROMPTS, Fixed, make_lm, make_steerers, own_vector, sides
 from hypothesis import strategies as st
+from nightly import by_day
 from torch import Tensor
 
 from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, score, steer
@@ -66,11 +68,8 @@ def by_hand(
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [
-        pytest.param(family, name, marks=() if name == "project_out" or family in FEW else pytest.mark.nightly)
-        for family in FAMILIES for name in OPERATIONS
-    ],
-)  # fmt: skip
+    by_day(product(FAMILIES, OPERATIONS), lambda family, name: name == "project_out" or family in FEW),
+)
 def test_operators_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
     model = make_lm(family)
     hooks = partial(by_hand, model, OPERATIONS[name][1], lambda _: 0.7, WHERE)
@@ -130,10 +129,8 @@ def test_gates_are_of_one_layer_and_model_and_count_what_they_open() -> None:
     with pytest.raises(SteeringError, match="no token was steered"):
         generate(model, PROMPTS, steer=operation("add", gate=lambda h: 0 * h[..., 0]))
     before = generate(model, PROMPTS, steer=operation("cap", gate=lambda h: 1 + 0 * h[..., 0]), max_new_tokens=4)
-    assert (
-        generate(model, PROMPTS, steer=operation("cap", gate=lambda h: 3 + 0 * h[..., 0]), max_new_tokens=4).ids
-        == before.ids
-    )
+    after = generate(model, PROMPTS, steer=operation("cap", gate=lambda h: 3 + 0 * h[..., 0]), max_new_tokens=4)
+    assert after.ids == before.ids
 
 
 def test_a_probe_as_gate_opens_for_no_state_that_set_its_threshold() -> None:
@@ -153,9 +150,8 @@ def test_rows_that_have_ended_do_not_count_where_a_gate_decides_by_token() -> No
     options["eos_token_id"] = generate(model, PROMPTS, **options).ids[0][2]
     alone = [generate(model, [prompt], **options) for prompt in PROMPTS]
     found = generate(model, PROMPTS, **options)
-    assert found.ids == tuple(one.ids[0] for one in alone) and len({*map(len, found.ids)}) == 3, (
-        "they end at other tokens"
-    )
+    assert found.ids == tuple(one.ids[0] for one in alone)
+    assert len({*map(len, found.ids)}) == 3, "they end at other tokens"
     # no row counts more than its own tokens; which of a row's states the gate opened for is not known afterwards
     assert 0 <= found.steered_tokens - sum(one.steered_tokens for one in alone) <= 1
 
@@ -215,19 +211,14 @@ def test_own_vector_of_each_input_is_the_direction_of_an_operator() -> None:
 def test_operators_are_applied_in_the_order_given() -> None:
     model = make_lm("llama")
     ablate, add = operation("project_out"), SteeringVector({LAYER: V})
-
-    def hooks(change: Callable[[Tensor, float], Tensor]) -> Any:
-        return partial(by_hand, model, change, lambda _: 1.0, "all")
-
     requests = [Request(ablate, 1.0, "all"), Request(add, 1.0, "all")]
-    plain_orders = {
-        "ablate, then add": (requests, lambda h, a: h - torch.outer(h @ U, U) + V),
-        "add, then ablate": (requests[::-1], lambda h, a: h - torch.outer(h @ U, U)),
-    }
-    for given, change in plain_orders.values():
+    for given, change in (
+        (requests, lambda h, a: h - torch.outer(h @ U, U) + V),
+        (requests[::-1], lambda h, a: h - torch.outer(h @ U, U)),  # nothing of what was added along U is left
+    ):
         found = generate(model, PROMPTS, steer=given, max_new_tokens=5)
         for number, prompt in enumerate(PROMPTS):
-            with plain.under(hooks(change)(number, prompt)):
+            with plain.under(by_hand(model, change, lambda _: 1.0, "all", number, prompt)):
                 assert found.ids[number] == plain.new_ids(model, prompt, 5)
 
 
@@ -333,12 +324,8 @@ def heads_by_hand(
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        pytest.param(family, name, marks=() if name == "project_out" or family in FEW else pytest.mark.nightly)
-        for family in FAMILIES for name in HEAD
-    ],
-)  # fmt: skip
+    ("family", "name"), by_day(product(FAMILIES, HEAD), lambda family, name: name == "project_out" or family in FEW)
+)
 def test_chosen_heads_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
     model, (operator, change) = make_lm(family), HEAD[name]
     steerer = Operation(HEADS if name == "scale" else SteeringVector({HEADS: V}), operator, heads=[1, 3])
@@ -379,10 +366,8 @@ def test_added_heads_fade_and_are_gated_by_token() -> None:
     model, steerer = make_lm("llama"), SteeringVector({HEADS: V})
     plain_add = generate(model, PROMPTS, steer=Operation(steerer, heads=[1]), max_new_tokens=4)
     for options in ({"decay": 1.0 - 1e-9}, {"gate": lambda h: torch.ones(h.shape[:2])}):
-        assert (
-            generate(model, PROMPTS, steer=Operation(steerer, heads=1, **options), max_new_tokens=4).ids
-            == plain_add.ids
-        )
+        found = generate(model, PROMPTS, steer=Operation(steerer, heads=1, **options), max_new_tokens=4)
+        assert found.ids == plain_add.ids
     check_hooks(model, Request(Operation(steerer, heads=1, decay=0.5), 1.0, "all"), partial(fading_head, model))
 
 

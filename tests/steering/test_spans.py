@@ -11,6 +11,7 @@ from comparisons import check_copies, check_hooks
 from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, backends, make_lm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nightly import by_day
 from torch import Tensor
 
 from steerlab import Contrast, Example, Request, SteeringVector, capture, generate, score, steer, sweep
@@ -187,13 +188,12 @@ def propensity(model: Model, prompt: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("backend", "batch_size"),
-    [
-        ("nnsight", 1),
-        *(pytest.param(*case, marks=pytest.mark.nightly) for case in (("hooks", None), ("nnsight", 4))),
-    ],
+    ("backend", "batch_size"), by_day((("nnsight", 1), ("hooks", None), ("nnsight", 4)), lambda _, size: size == 1)
 )
-@pytest.mark.parametrize(("metric", "reference"), [("logprob_difference", difference), ("propensity", propensity)])
+@pytest.mark.parametrize(
+    ("metric", "reference"),
+    by_day((("logprob_difference", difference), ("propensity", propensity)), lambda name, _: name == "propensity"),
+)
 def test_sweep_of_spans_equals_plain_hooks(backend: str, batch_size: int | None, metric: str, reference) -> None:
     """All spans and a mean vector in one sweep, with shared prefixes and restarts where possible."""
     model, prompts = make_lm("llama", backend), [*PROMPTS, "Do fish sleep at all by night, or do they not?", "Why?"]

@@ -5,17 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from steerlab.testing import tiny_hf, tiny_tokenizer
-
 ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("STEERLAB_DATA")
-
-
-def tiny_folder(path: Path, n_layers: int) -> Path:
-    """A random model, saved."""
-    tiny_hf("llama", n_layers=n_layers).save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
 
 
 def run(script: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import DATA, succeed, tiny_folder
+from running import DATA, succeed
+from saved import tiny_folder
 
 MEASURES = ("refuse_harmful", "over_refusal", "identical_harmless", "gsm8k", "ppl")
 COSTS = ("fit_s", "ms_per_prompt", "ms_per_token")
@@ -26,7 +27,6 @@ def long_context_model(folder: Path) -> Path:
 
 @pytest.mark.nightly
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="needs AdvBench, GSM8K and the paragraphs, in the folder STEERLAB_DATA")
 def test_study_writes_every_number_resumes_and_draws(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     model, out = long_context_model(tmp_path_factory.mktemp("model")), tmp_path / "compare"
     arguments = ["analyses/compare_methods.py", "--model", str(model), "--data", str(DATA), "--limit", "8"]

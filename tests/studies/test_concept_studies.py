@@ -11,7 +11,9 @@ import pytest
 import torch
 from _concepts import Directions, find_directions, split_ids
 from _shift_pairs import EMOTIONS
-from running import succeed, tiny_folder
+from nightly import by_day
+from running import succeed
+from saved import tiny_folder
 from ssae import cosines
 
 from steerlab.data import attribute_pairs, change_labels
@@ -113,9 +115,7 @@ def test_mirrored_pairs_are_on_one_side_and_no_test_article_in_training() -> Non
     assert not words["test"] & (words["train"] | words["validation"])
 
 
-@pytest.mark.parametrize(
-    "method", ["pca", "ica", "dictionary", pytest.param("affine", marks=pytest.mark.nightly), "labels"]
-)
+@pytest.mark.parametrize("method", by_day(["pca", "ica", "dictionary", "affine", "labels"], "affine".__ne__))
 def test_codes_times_rows_are_what_a_method_explains(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = (torch.rand(300, 3, generator=generator) < 0.3).float() * torch.randn(300, 3, generator=generator)

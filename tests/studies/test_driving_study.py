@@ -15,7 +15,6 @@ from steerlab.data import driving_scenes, read_facts, scene_caption
 from steerlab.errors import DataError
 
 FOLDER = Path(os.environ.get("STEERLAB_DATA", "")) / "driving"
-with_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="STEERLAB_DATA names no folder with driving/")
 
 
 def caption(cars: int = 2, people: int = 3, near: int = 12, light: str = "red", ahead: int = 20) -> str:
@@ -49,8 +48,7 @@ def test_moved_is_in_the_direction_of_the_truth_and_other_facts_count_as_changed
     assert found == {"moved": moved, "exact": exact, "others": others, "alone": float(moved == 1 and others == 0)}
 
 
-@pytest.mark.data
-@with_data
+@pytest.mark.data("driving")
 def test_short_captions_say_what_the_published_captions_say_in_whole_meters() -> None:
     for record in driving_scenes(FOLDER)[::10]:
         whole, short = (read_facts(make(record.scene)) for make in (scene_caption, short_caption))
@@ -60,8 +58,7 @@ def test_short_captions_say_what_the_published_captions_say_in_whole_meters() ->
             assert one == other if one is None else abs(one - other) <= 0.5
 
 
-@pytest.mark.data
-@with_data
+@pytest.mark.data("driving")
 def test_mixed_scenes_are_the_same_for_a_step_and_show_every_light() -> None:
     mixer = Mixer([record.scene for record in driving_scenes(FOLDER)[slice(*PARTS["train"])]], seed=0)
     batch = mixer.batch(3, 60)
@@ -72,8 +69,7 @@ def test_mixed_scenes_are_the_same_for_a_step_and_show_every_light() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.data
-@with_data
+@pytest.mark.data("driving")
 def test_pairs_differ_in_the_edited_fact_and_too_few_are_refused() -> None:
     scenes = {i: record.scene for i, record in enumerate(driving_scenes(FOLDER)[:300:10])}
     for edit, fact in FACTS.items():

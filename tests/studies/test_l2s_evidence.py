@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from l2s_evidence import WITH_ZERO, earlier_answers, with_readings
-from running import succeed, tiny_folder
+from running import succeed
+from saved import tiny_folder
 
 from steerlab._support.files import fingerprint
 from steerlab.data import LANGUAGE_CLUES

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import DATA, succeed, tiny_folder
+from running import DATA, succeed
+from saved import tiny_folder
 
 pytestmark = pytest.mark.nightly
 
@@ -33,7 +34,6 @@ def test_layer_sweep_reports_validation_choice_on_test_examples(folder: Path, tm
 
 
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="needs the model-written evaluations, in the folder STEERLAB_DATA")
 def test_steerability_uses_balanced_splits(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "steerability"
     arguments = ["--data", f"{DATA}/mwe", "--items", "40", "--limit", "4", "--shift-items", "4", "--step", "3"]

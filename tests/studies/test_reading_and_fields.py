@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from running import DATA, succeed, tiny_folder
+from running import DATA, succeed
+from saved import tiny_folder
 
 
 @pytest.mark.nightly
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the persona sets and AdvBench are not here")
 def test_methods_at_equal_dose_on_choices_and_refusals(tmp_path: Path) -> None:
     model, out = tiny_folder(tmp_path / "model", n_layers=6), tmp_path / "fields"
     arguments = ["analyses/fields.py", "--model", str(model), "--data", str(DATA), "--limit", "3", "--items", "40"]

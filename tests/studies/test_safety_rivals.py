@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import safety_rivals
 import torch
-from _safety_methods import AddKeepingNorm, RoutedWithRest, mix
+from _safety_methods import AddKeepingNorm, RoutedWithRest, mix, routed_by_layer
 from safety_rivals import CHOSEN_BY, best, earlier_rows, grid_of, parts_of_goal, stratified, without_twins
 from synthetic_acts import make_acts, normal
 
-from steerlab import Activations, Example
+from steerlab import Activations, Example, Site
 from steerlab.analysis.behavior import MEASURES
 from steerlab.errors import MismatchError
 from steerlab.methods import P2S, Context, RoutedMean
@@ -92,6 +92,17 @@ def test_one_vector_of_a_mix_has_the_means_in_its_shares() -> None:
     torch.testing.assert_close(refuse, own.table_[0::3].mean(0))
     torch.testing.assert_close(defer, own.table_[1::3].mean(0))
     torch.testing.assert_close(both, 0.25 * refuse + 0.75 * defer)
+
+
+def test_refusals_and_deferrals_are_steered_at_a_layer_of_their_own() -> None:
+    one = acts()
+    found = Activations(torch.cat([one.values, 2 * one.values], 1), one.index, (Site(1), Site(3)), one.info)
+    (high, refusals), (low, deferrals) = routed_by_layer(3, found)
+    assert (high, low) == (3, 1)
+    both = [steerer.vectors(Context(("s0000", "s0001", "s0002"), found)) for steerer in (refusals, deferrals)]
+    means = [RoutedMean(layer, zero_behaviors=["answer"]).fit(found).means_ for layer in (3, 1)]
+    torch.testing.assert_close(both[0], torch.stack([means[0][2], *torch.zeros(2, 24)]))
+    torch.testing.assert_close(both[1], torch.stack([torch.zeros(24), means[1][1], torch.zeros(24)]))
 
 
 def test_rest_on_top_of_the_routed_mean_comes_closer_to_the_own_vectors() -> None:

@@ -133,7 +133,6 @@ def test_sprites_are_pasted_and_unknown_things_refused() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the emoji images are not here")
 def test_a_world_of_emoji_has_things_without_colors_that_show_in_the_image() -> None:
     sprites = emoji_sprites(f"{DATA}/emoji")
     world = World(kinds=tuple(sprites)[:48], sprites=sprites, noise=0.0, max_things=1)

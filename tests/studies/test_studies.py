@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from _safety import summarize
-from running import DATA, ROOT, run, succeed, tiny_folder
+from running import DATA, ROOT, run, succeed
+from saved import tiny_folder
 
 from steerlab import Example
 from steerlab.analysis.behavior import judge_answers, rules_fingerprint
@@ -30,11 +31,11 @@ def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder,
     first = succeed(*arguments)
     drawn = {"demo.png", "demo_gallery.png", "demo_dependence.png", "demo_texts.png", "page.html"}
     assert {"results.csv", "summary.json", "examples.md", *drawn} <= {p.name for p in out.iterdir()}
-    assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
+    assert first.stdout.startswith("steerlab demo") and "routed mean" in first.stdout
     summary = json.loads((out / "summary.json").read_text())
-    for method, number in product(("none", "mean", "l2s", "p2s"), NUMBERS):
+    for method, number in product(("none", "mean", "routed_mean", "l2s"), NUMBERS):
         assert 0 <= summary[f"{method}.{number}"]["value"] <= 1
-    assert summary["none.harmless_identical"]["value"] == 1 and summary["p2s.harmless_identical"]["value"] == 1
+    assert summary["none.harmless_identical"]["value"] == 1
     frame = pd.read_csv(out / "results.csv")
     assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
     stage = out / "stages" / "answers-l2s.csv"
@@ -65,7 +66,6 @@ def test_study_without_inputs_fails_before_loading(folder: Path, tmp_path: Path)
 
 @pytest.mark.nightly
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> None:
     done = succeed(
         "analyses/l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
@@ -85,7 +85,6 @@ def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.nightly
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> None:
     before = pd.read_csv(ROOT / "analyses/results/l2s_safety/grid.csv").query("round == ['again', 'net']")
     # so that they are fewer inputs than those of --limit 3, which are 9
@@ -129,7 +128,6 @@ def test_hallucination_study_runs_on_scenes_vlm(tmp_path: Path) -> None:
 
 @pytest.mark.data
 @pytest.mark.nightly
-@pytest.mark.skipif(DATA is None, reason="needs AdvBench and instructions, in the folder STEERLAB_DATA")
 def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "operators"
     arguments = ["--model", str(folder), "--data", str(DATA), "--limit", "4", "--max-new-tokens", "4"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from reference import questions, text_length, vectors
+from reference import at_forward, questions, text_length, vectors
 
 from steerlab import sweep
 from steerlab.models.model import Model
@@ -53,18 +53,6 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_in_a_forward(model: Model, after: int) -> None:
-    """Before the model's so manieth forward from now."""
-    left = [after]
-
-    def count(*_: object) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            die()
-
-    model.hf.register_forward_pre_hook(count)
-
-
 def die_in_a_write(after: int, half: bool) -> None:
     """When so many more files are whole: with the next one half written, or written and not yet in place."""
     left, replace = [after], os.replace
@@ -86,7 +74,7 @@ def killed_run(model: Model, folder: Path, draw: random.Random, number: int) -> 
 
     def work() -> None:
         if place == "forward":
-            die_in_a_forward(model, 2 * after)
+            at_forward(model, 2 * after, die)
         else:
             die_in_a_write(after, place == "half")
         run(model, folder)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 import steerlab
 from steerlab import Activations, Contrast, Example, MeanDifference, Site, SteeringVector
@@ -67,6 +68,18 @@ class Recorder:
 def written(folder: Path) -> dict[str, int]:
     """When each file of a sweep's stages was written."""
     return {p.name: p.stat().st_mtime_ns for p in (folder / "stages").iterdir()}
+
+
+def at_forward(model: Model, number: int, act: Callable[[], object]) -> RemovableHandle:
+    """Until the handle is removed: `act` is called before the model's forward of this number, counted from 0."""
+    left = [number]
+
+    def count(*_: object) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            act()
+
+    return model.hf.register_forward_pre_hook(count)
 
 
 def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> AbstractContextManager:

@@ -1,15 +1,16 @@
 """Ctrl-C: what is finished stays in the folder, the error says how to go on, and the model is as before."""
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from reference import questions, text_length, vectors
+from nightly import by_day
+from reference import at_forward, questions, text_length, vectors
 
 import steerlab
 from steerlab.analysis.texts import write_texts
@@ -44,22 +45,17 @@ def captured(model: Model, folder: Path | None) -> pd.DataFrame:
     return pd.DataFrame(acts.values.flatten(1).numpy())
 
 
-@contextmanager
-def interrupted_in_forward(model: Model, number: int) -> Iterator[None]:
-    """SIGINT in the model's forward of this number, counted from 0."""
-    left = [number]
-
-    def count(*_: object) -> None:
-        left[0] -= 1
-        if left[0] == -1:
-            signal.raise_signal(signal.SIGINT)
-
-    with model.hf.register_forward_pre_hook(count):
-        yield
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
-@pytest.mark.parametrize("work", [sweep_of_answers, sweep_of_texts, texts, captured])
+WORK = (sweep_of_answers, sweep_of_texts, texts, captured)
+
+
+@pytest.mark.parametrize(
+    ("work", "backend"),
+    by_day(product(WORK, ("hooks", "nnsight")), lambda work, backend: backend == "hooks" or work is sweep_of_texts),
+)
 def test_interrupted_work_goes_on_from_its_folder(work: Callable[..., Any], backend: str, tmp_path: Path) -> None:
     model = tiny_lm("llama", backend=backend)
     whole = work(model, None)
@@ -67,7 +63,7 @@ def test_interrupted_work_goes_on_from_its_folder(work: Callable[..., Any], back
     work(model, tmp_path / "first")  # tries the shortcuts, whose forwards do not count
     for number in (1, 2):
         folder = tmp_path / str(number)
-        with pytest.raises(KeyboardInterrupt) as stopped, interrupted_in_forward(model, number):
+        with pytest.raises(KeyboardInterrupt) as stopped, at_forward(model, number, interrupt):
             work(model, folder)
         (note,) = stopped.value.__notes__
         assert f"batches are kept in {folder}: the same call goes on from there" in note
@@ -80,6 +76,6 @@ def test_interrupted_work_goes_on_from_its_folder(work: Callable[..., Any], back
 
 def test_interrupted_work_without_a_folder_has_no_note() -> None:
     model = tiny_lm("llama")
-    with pytest.raises(KeyboardInterrupt) as stopped, interrupted_in_forward(model, 3):
+    with pytest.raises(KeyboardInterrupt) as stopped, at_forward(model, 3, interrupt):
         texts(model, None)
     assert not getattr(stopped.value, "__notes__", [])

@@ -164,6 +164,7 @@ def test_metrics_are_measured_anew_where_what_they_read_has_changed(tmp_path: Pa
         assert {metric[name]: value for name, value in found.items()} == {has_answer: 0.0, has_word: 1.0}
 
 
+@pytest.mark.nightly
 def test_contents_are_the_same_in_another_process_and_take_no_time_where_functions_name_one_another() -> None:
     code = (
         "import re, numpy as np\nfrom sklearn.linear_model import LogisticRegression as Model\n"
@@ -241,14 +242,11 @@ def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkey
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, changed)
             assert content_fingerprint(Judge()) != before, (owner, name)
-    others: dict[str, object] = {"WORD": "y"} | {
-        "WEIGHTS": np.ones(2),
-        "BOUND": torch.ones(1),
-        "RULE": Rule(3),
-        "LIMIT": Limit(4),
-        "KIND": Kind.SECOND,
-    }
-    for name, value in (others | {"SCORE": partial(f1_score, average="micro")}).items():
+    others: dict[str, object] = {
+        "WORD": "y", "WEIGHTS": np.ones(2), "BOUND": torch.ones(1), "RULE": Rule(3), "LIMIT": Limit(4),
+        "KIND": Kind.SECOND, "SCORE": partial(f1_score, average="micro"),
+    }  # fmt: skip
+    for name, value in others.items():
         with monkeypatch.context() as patch:
             patch.setitem(globals(), name, value)
             assert content_fingerprint(Judge()) != before, name

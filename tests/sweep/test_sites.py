@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from nightly import by_day
 from PIL import Image
 from reference import AnyIntervention, by_score, check_settings, expected, questions, random_vector
 
@@ -18,9 +19,7 @@ backends = pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 
 
 @backends
-@pytest.mark.parametrize(
-    "family", ["llama", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("gpt2", "gemma2"))]
-)
+@pytest.mark.parametrize("family", by_day(("llama", "gpt2", "gemma2"), lambda family: family == "llama"))
 @pytest.mark.parametrize("point", ["mlp_out", "attn_out", "heads", "block_in"])
 def test_other_points_of_a_block_equal_a_plain_hook_there(lm, family: str, backend: str, point: str) -> None:
     model = lm(family, backend)

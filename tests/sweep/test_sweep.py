@@ -1,10 +1,12 @@
 """`sweep` equals a plain forward with one hook, for every setting and input."""
 
+from itertools import product
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from nightly import by_day
 from reference import ALPHAS, expected, questions, vectors
 
 from steerlab import Site, capture, sweep
@@ -29,10 +31,8 @@ def swept(model: Model, metrics: list[str], positions: list[str], **options: Any
     return frame
 
 
-FEW = ("llama", "gemma2", "gpt2", "mixtral")  # the others at night
-families = pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in FEW else pytest.mark.nightly) for name in FAMILIES]
-)
+FEW = ("llama", "gemma2", "gpt2")  # the others at night
+families = pytest.mark.parametrize("family", by_day(FAMILIES, FEW.__contains__))
 
 
 @families
@@ -41,9 +41,9 @@ def test_every_setting_equals_a_plain_hook(lm, family: str) -> None:
     assert set(frame["positions"]) == set(POSITIONS)
 
 
-@pytest.mark.parametrize("backend", ["nnsight", pytest.param("hooks", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
-    "batch_size", [pytest.param(1, marks=pytest.mark.nightly), 5, pytest.param(64, marks=pytest.mark.nightly), None]
+    ("backend", "batch_size"),
+    by_day(product(("nnsight", "hooks"), (1, 5, 64, None)), lambda *case: case == ("nnsight", 5)),
 )
 def test_whole_answers_equal_a_plain_hook_at_any_batch_size(lm, backend: str, batch_size: int | None) -> None:
     frame = swept(lm("qwen2", backend), ALL, ["all", "last+generated", "generated"], batch_size=batch_size)

@@ -1,12 +1,14 @@
 """Text metrics get the texts that `generate` gives setting by setting, and every answer as text."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from nightly import by_day
 from reference import Recorder, questions, vectors
 
 import steerlab
@@ -27,8 +29,10 @@ def steered_texts(model: Model, layer: int, alpha: float, positions: str) -> lis
         return list(run.generate(questions(), max_new_tokens=NEW))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    by_day(product(("llama", "gpt2", "gemma2"), ("nnsight", "hooks")), lambda *case: {"llama", "hooks"} & {*case}),
+)
 @pytest.mark.parametrize("positions", ["last+generated", "all"])
 def test_texts_of_every_setting_equal_steer(lm, family: str, backend: str, positions: str) -> None:
     model, recorder = lm(family, backend), Recorder()

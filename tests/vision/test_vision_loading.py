@@ -58,9 +58,7 @@ def test_object_with_a_processor_that_is_copied(folder: Callable[[str], Path]) -
     assert load(hf, tokenizer=tiny_tokenizer(), check=False).vision is None, "an object without its processor"
 
 
-def test_images_with_other_logits_or_tokens_than_plain_hugging_face_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_images_with_other_logits_or_tokens_than_hugging_faces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_vlm("qwen2_vl")
     self_check(model)
     assert has_rope_index(model.hf) and not has_rope_index(tiny_hf("llama"))

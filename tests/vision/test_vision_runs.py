@@ -278,13 +278,11 @@ def test_every_copy_of_a_row_gets_the_images_of_the_row(family: str, backend: st
 # --- real images -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.data
+@pytest.mark.data("coco_free")
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_photographs_are_encoded_and_captured(family: str) -> None:
     """Two questions about each of fifty photographs, adversarial by the counts of all annotated ones."""
-    folder = Path(os.environ.get("STEERLAB_DATA", "nowhere")) / "coco_free"
-    if not folder.is_dir():
-        pytest.skip("STEERLAB_DATA names no folder with coco_free")
+    folder = Path(os.environ["STEERLAB_DATA"]) / "coco_free"
     objects, model = coco_objects(folder / "annotations.jsonl"), vlm(family)
     rows = pope_questions(objects, "adversarial", 2, images=folder / "images", name="free")[:100]
     assert len({row.meta["image"] for row in rows}) == 50 and [row.behavior for row in rows[:2]] == ["yes", "no"]

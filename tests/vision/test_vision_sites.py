@@ -10,6 +10,7 @@ import pytest
 import torch
 from by_hand import block_states, greedy, hooked, processed, taken
 from image_models import SQUARE, TALL, TOWERS, encoded, example, rows_of, rows_with_images, tower_engines, towers, vlm
+from nightly import by_day
 from torch import Tensor
 from torch.nn.functional import softshrink
 
@@ -283,11 +284,8 @@ OPERATORS: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [
-        pytest.param(family, name, marks=() if name == "project_out" or family == "llava" else pytest.mark.nightly)
-        for family in TOWERS for name in OPERATORS
-    ],
-)  # fmt: skip
+    by_day(product(TOWERS, OPERATORS), lambda family, name: name == "project_out" or family == "llava"),
+)
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR, Site(1)], ids=str)
 def test_operators_change_images_and_text_as_plain_hooks_do(family: str, site: Site, name: str) -> None:
     model, rows, (operator, change) = vlm(family, "nnsight"), rows_with_images(family), OPERATORS[name]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from saved import tiny_folder
 from server import Server
 
 import steerlab
 from steerlab.models.interventions import apply_edits
 from steerlab.models.model import Model
 from steerlab.models.smollm2 import smollm2_folder
-from steerlab.testing import tiny_lm
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; read by vLLM's worker
 KEY = "open-sesame"
@@ -46,10 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         if name == "smollm2":
             return smollm2_folder()
         folder = tmp_path_factory.mktemp("models") / name
-        model = tiny_lm("llama", hidden_size=256, n_layers=6 if name == "deeper" else 4)
-        model.hf.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
-        return folder
+        return tiny_folder(folder, hidden_size=256, n_layers=6 if name == "deeper" else 4)
 
     return get
 

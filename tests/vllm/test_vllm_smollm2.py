@@ -11,7 +11,7 @@ from steerlab.data.inputs import as_examples
 from steerlab.methods import P2S
 from steerlab.models.model import Model
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.nightly]
 N, STEPS, ALPHA, SOME = 64, 5, 1.5, 16
 PROMPTS = [example.prompt for example in examples(N)]
 

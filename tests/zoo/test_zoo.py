@@ -10,6 +10,7 @@ import time
 import pytest
 from build import architectures, build
 from check import check
+from nightly import by_day
 
 import steerlab
 from steerlab.testing import tiny_tokenizer
@@ -34,16 +35,10 @@ _ALL = architectures()
 _NAMED = [n for n in _ALL if n.partition("/")[0] + "+encoder" * n.endswith("+encoder") in _WRONG]
 _TODAY = random.Random(SEED).sample([n for n in _ALL if n not in _NAMED], 20)
 # other ones each day; all at night
-_QUICK = {*random.Random(SEED).sample(_NAMED, 6), *_TODAY[:3]}
+_QUICK = {*random.Random(SEED).sample(_NAMED, 4), *_TODAY[:2]}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, id=f"{name}-{SEED}", marks=() if name in _QUICK else pytest.mark.nightly)
-        for name in [*_NAMED, *_TODAY]
-    ],
-)
+@pytest.mark.parametrize("name", by_day([*_NAMED, *_TODAY], _QUICK.__contains__), ids=lambda name: f"{name}-{SEED}")
 def test_architecture_is_right_or_refused(name: str) -> None:
     verdict = check(name, SEED)
     assert verdict.kind in ("right", "refused", "can't run", "unbuildable"), verdict
