@@ -28,7 +28,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 BY_DAY = {"llama", "gpt2", "gemma2", "llava", "qwen2_5_vl"}
 LONGEST = {
     "test_a_batch_that_exceeds_the_servers_memory_needs_a_smaller_one",
-    "test_a_capture_continues_after_its_worker_was_killed", "test_a_missing_model_has_a_suggestion",
+    "test_a_capture_continues_after_its_worker_was_killed",
+    "test_a_job_over_the_time_limit_is_ended_and_the_next_one_runs", "test_a_missing_model_has_a_suggestion",
     "test_a_running_job_without_messages_is_given_up", "test_alpha_v_is_added_at_the_positions_and_nowhere_else",
     "test_alpha_zero_is_bit_identical_to_no_steering", "test_batch_equals_smaller_batches_with_poisoned_pads",
     "test_batch_of_mixed_rows_equals_single_rows", "test_beams_of_rows_with_several_images_are_those_of_the_row_alone",
