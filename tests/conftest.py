@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm
 settings.register_profile("test", deadline=None, max_examples=25)
 settings.register_profile("nightly", deadline=None, max_examples=300)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+# the checks of types at run time put frames of their own between those of our functions
+sys.setrecursionlimit(4000)
 # a shell that runs the tests in the background lets them ignore Ctrl-C, and some tests press it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

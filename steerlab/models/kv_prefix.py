@@ -13,7 +13,7 @@ steered one, is the same each time. Two things are kept for later forwards:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import get_ident
@@ -231,7 +231,7 @@ def prefill_cost(input_ids: Tensor, attention_mask: Tensor, config: PretrainedCo
 
 
 @contextmanager
-def skip_blocks(blocks: Sequence[nn.Module], state: Tensor, tuples: bool) -> Iterator[None]:
+def skip_blocks(blocks: Iterable[nn.Module], state: Tensor, tuples: bool) -> Iterator[None]:
     """Replace the forward of each block by one that returns `state` in this thread, for as long as the context lasts.
 
     Raises:

@@ -55,7 +55,7 @@ def test_lens_of_prompts_with_images_ends_with_what_the_model_says(family: str) 
     model = tiny_vlm(family, backend="hooks")
     image = Image.fromarray(torch.randint(0, 255, (30, 40, 3), dtype=torch.uint8).numpy())
     mark = "<image>" if family == "paligemma" else ""  # which has no chat template
-    rows = [Example(mark + prompt, images=[image]) for prompt in PROMPTS]
+    rows = [Example(mark + prompt, images=(image,)) for prompt in PROMPTS]
     own = next_token_logits(model, rows).softmax(-1).max(-1)
     frame = logit_lens(model, rows, top=1).query(f"layer == {model.n_layers - 1}")
     assert frame["token_id"].tolist() == own.indices.tolist()

@@ -21,7 +21,7 @@ from transformers import pipeline
 import steerlab
 from steerlab import Example, MeanDifference, SteeringVector
 from steerlab.errors import SteerlabError
-from steerlab.methods import to_gguf
+from steerlab.methods import GradientField, to_gguf
 from steerlab.models.model import Model
 from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
 
@@ -289,6 +289,12 @@ def _(model: Any) -> None:
         assert "\n" not in repr(one) and len(repr(one)) < 250 and "<" in one._repr_html_()
     assert "&lt;b&gt;" in texts._repr_html_()
     assert list(texts.compare(texts)) == ["example_id", "prompt", "before", "after"]
+
+
+@tried("one gradient field for two layers")
+def _(model: Any) -> None:
+    layers: Any = [1, 2]
+    says(lambda: GradientField(layers), "layer=[1, 2]", "a scorer reads one layer; give a field for each")
 
 
 @tried("import, --help, --version")

@@ -117,8 +117,6 @@ def test_gradient_fields_are_saved_and_refuse_bad_settings(tmp_path) -> None:
     for bad in ({"wanted": ["love"]}, {"wanted": [], "avoided": []}, {"wanted": ["refuse"], "avoided": ["refuse"]}):
         with pytest.raises(DataError, match=r"name at least one class, none twice; the classes are \['defer'"):
             GradientField(SITE, **bad).fit(acts)
-    with pytest.raises(DataError, match=r"layer=\[1, 2\].*: a scorer reads one layer; give a field for each"):
-        GradientField([1, 2])  # type: ignore[arg-type]
     for settings in PUBLISHED_FIELDS.values():
         GradientField(SITE, **settings).fit(acts)
     with pytest.raises(DataError, match=r"\['not b'\] names a behavior and the lack of another"):

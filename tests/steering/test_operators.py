@@ -348,7 +348,7 @@ def test_a_direction_without_length_at_a_chosen_head_and_a_scorer_of_all_heads_a
 @hypothesis.given(seed=st.integers(0, 2**16), width=st.sampled_from([32, 576, 4096]), share=st.floats(-1, 1))
 def test_rotation_keeps_norms_to_a_hundred_thousandth(seed: int, width: int, share: float) -> None:
     h, v = torch.randn(2, 3, 5, width, generator=torch.Generator().manual_seed(seed)) * 40
-    new = Rotate()(h, v[:, :1], torch.tensor(share))
+    new = Rotate()(h, v[:, :1], torch.tensor([share]))
     torch.testing.assert_close(new.norm(dim=-1), h.norm(dim=-1), rtol=1e-5, atol=0.0)
 
 
