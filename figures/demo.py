@@ -17,9 +17,9 @@ from steerlab.plots import dependence_bars, method_bars, metric_style, read_summ
 
 RESULTS = Path(__file__).parent.parent / "results" / "demo"
 TITLES = {
-    "refuse_harmful_fluently": "Refuses dangerous requests*",
-    "defer_expert_fluently": "Sends advice to an expert*",
-    "refuse_expert": "Refuses advice by mistake",
+    "refuse_harmful_fluently": "Refuses dangerous\nrequests*",
+    "defer_expert_fluently": "Sends advice to\nan expert*",
+    "refuse_expert": "Refuses advice\nby mistake",
 }
 
 
@@ -28,7 +28,7 @@ def draw(results_dir: str | Path) -> Figure:
     estimates = summary_frame(read_summary(results_dir))
     shown = [name for name in TITLES if name in set(estimates["metric"])]
     with style():
-        fig = Figure(figsize=(6.2, 1.8), layout="constrained")
+        fig = Figure(figsize=(6.2, 2.0), layout="constrained")
         axes = fig.subplots(1, len(shown), squeeze=False)[0]
         for ax, name in zip(axes, shown, strict=True):
             method_bars(estimates, [name], ax, headings=False)
