@@ -20,7 +20,7 @@ from steerlab.methods.predictor import VectorPredictor
 from steerlab.models.operators import Operator
 from steerlab.models.sites import Site
 
-Fitted = Steerer | list[tuple[int, Steerer]]  # with their layers, several are added up
+Fitted = Steerer | list[Steerer]  # several are added up
 Fit = Callable[[int, Activations], Fitted]
 ZERO = ["answer"]
 BALANCED = replace(L2S_PAPER, class_balanced=True, equalize_norms=("refuse", "defer"))
@@ -48,11 +48,11 @@ class RoutedWithRest(VectorPredictor):
             return self.routed_.predict(contexts) + self.rest_(contexts)
 
 
-def routed_by_layer(layer: int, acts: Activations) -> list[tuple[int, Steerer]]:
-    """The routed mean with refusals at this layer and deferrals at the first that was read, where the probe reads."""
-    first = acts.sites[0].layer
-    parts = ((layer, "defer"), (first, "refuse"))  # a layer, and the behavior that is left to the other
-    return [(at, RoutedMean(at, context_layer=first, zero_behaviors=[*ZERO, left]).fit(acts)) for at, left in parts]
+def routed_by_layer(layer: int, acts: Activations) -> list[Steerer]:
+    """The routed mean with refusals at this layer and deferrals at the lowest that was read, where the probe reads."""
+    lowest = min(site.layer for site in acts.sites)
+    parts = ((layer, "defer"), (lowest, "refuse"))  # a layer, and the behavior that is left to the other
+    return [RoutedMean(at, context_layer=lowest, zero_behaviors=[*ZERO, left]).fit(acts) for at, left in parts]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ L2S: "balanced" (a net that suits zero targets: ReLU, ten units, behaviors of eq
 probe of what needs steering), "released" (training settings of the released code), "published" (its pairs of words and
 its strength too), "low_rank" (targets of rank 4), "several_layers" (all of `--layers` are read), "kept_norm" (each
 state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves).
-"routed_by_layer" is the routed mean with refusals at the setting's layer and deferrals at the first of `--layers`. At
+"routed_by_layer" is the routed mean with refusals at the setting's layer and deferrals at the lowest of `--layers`. At
 the setting of L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed
 mean, "class_mean" knows the true behavior. L2S, balanced, gated and "shuffled" have `--seeds`, the other nets one;
 nothing else is drawn.
@@ -71,6 +71,7 @@ from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
 from steerlab.errors import MismatchError
 from steerlab.methods import L2S_PAPER, P2S, Context, Operation, Prompt, RoutedMean, Steerer
+from steerlab.methods.base import steering_sites
 from steerlab.metrics import Estimate
 from steerlab.models.model import Model
 from steerlab.plots import read_summary
@@ -93,6 +94,7 @@ CHOSEN_BY = (
 )
 Setting = tuple[int, float, int]  # layer, strength, number of new tokens that are steered (0: all)
 AT = ["layer", "alpha", "first"]  # its columns
+ON_ALL_LAYERS = {"several_layers", "routed_by_layer"}  # methods that depend on all of `--layers`
 
 
 def load_parts(data: str, harmless: str | None, seed: int, limit: int | None) -> dict[str, list[Example]]:
@@ -192,7 +194,7 @@ class Vectors:
 
     def __init__(self, study: Study, model: Model, parts: dict[str, list[Example]], args: argparse.Namespace) -> None:
         self.study, self.model, self.parts, self.args = study, model, parts, args
-        self._fitted: dict[tuple[Any, ...], list[tuple[int, Steerer]]] = {}
+        self._fitted: dict[tuple[Any, ...], list[Steerer]] = {}
 
     def acts(self, part: str, sentences: str) -> Activations:
         """Contrasts and contexts at all layers that are tried."""
@@ -207,12 +209,12 @@ class Vectors:
         key = (name, sentences, at[0], seed)
         if key not in self._fitted:
             made = fit(at[0], self.acts("train", sentences))
-            self._fitted[key] = made if isinstance(made, list) else [(at[0], made)]
+            self._fitted[key] = made if isinstance(made, list) else [made]
         ids = [e.id for e in self.parts[part]]
-        requests = []
-        for layer, fitted in self._fitted[key]:
-            found = fitted.vectors(Context(tuple(ids), self.acts(part, sentences))).expand(len(ids), -1)
-            requests.append(steered(P2S.from_table(layer, dict(zip(ids, found, strict=True))), at, name))
+        context, requests = Context(tuple(ids), self.acts(part, sentences)), []
+        for fitted in self._fitted[key]:
+            [site], found = steering_sites(fitted), fitted.vectors(context).expand(len(ids), -1)
+            requests.append(steered(P2S.from_table(site, dict(zip(ids, found, strict=True))), at, name))
         return requests
 
     def routed_right(self, sentences: str, at: Setting) -> dict[str, float]:
@@ -279,9 +281,9 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
         sentences = str(found.loc[found["chosen_by"].idxmax(), "sentences"])
     tried = found[found["round"] == "methods"]
     layers, here = set(tried["layer"]), set(args.layers)
-    if layers - here or (layers != here and "several_layers" in set(tried["method"])):  # which reads all of them
+    if layers - here or (layers != here and set(tried["method"]) & ON_ALL_LAYERS):
         raise MismatchError(
-            f"--grid has the layers {sorted(layers)}: give --layers these, and several_layers no others"
+            f"--grid has the layers {sorted(layers)}: give --layers these, and {sorted(ON_ALL_LAYERS)} no others"
         )
     known = {*tried[["method", *AT]].itertuples(index=False, name=None)}
     for name in args.methods if args.grid else dict.fromkeys(("own", *args.methods)):

@@ -19,8 +19,6 @@ from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm
 settings.register_profile("test", deadline=None, max_examples=25)
 settings.register_profile("nightly", deadline=None, max_examples=300)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
-# the checks of types at run time put frames of their own between those of our functions
-sys.setrecursionlimit(4000)
 # a shell that runs the tests in the background lets them ignore Ctrl-C, and some tests press it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,14 +51,21 @@ LONGEST = {
 }  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption(
+        "--jaxtyping-packages", None
+    ):  # the checks put frames of their own between those of our functions
+        sys.setrecursionlimit(4 * sys.getrecursionlimit())
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         values = (
             {v for v in item.callspec.params.values() if isinstance(v, str)} if hasattr(item, "callspec") else set()
         )
-        others = values & {*FAMILIES, *VLM_FAMILIES} and not values & BY_DAY
-        if getattr(item, "originalname", "") in LONGEST and (others or "sandboxed" in values):
+        other_family = values & {*FAMILIES, *VLM_FAMILIES} and not values & BY_DAY
+        if getattr(item, "originalname", "") in LONGEST and (other_family or "sandboxed" in values):
             item.add_marker(pytest.mark.nightly)
 
 

@@ -213,7 +213,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [  # the steerer of `fit`, option
 ]
 
 
-@pytest.mark.parametrize("folder", by_day(("llama", "gpt2"), "llama".__eq__), indirect=True)
+@pytest.mark.parametrize("folder", by_day(("llama", "gpt2"), lambda family: family == "llama"), indirect=True)
 @pytest.mark.parametrize("function", [texts, draws, scores, next_tokens])
 def test_steering_a_remote_model_equals_steering_a_local_one(
     near: Model, remote_model: Model, function: Function

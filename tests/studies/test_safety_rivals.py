@@ -18,6 +18,7 @@ from steerlab import Activations, Example, Site
 from steerlab.analysis.behavior import MEASURES
 from steerlab.errors import MismatchError
 from steerlab.methods import P2S, Context, RoutedMean
+from steerlab.methods.base import steering_sites
 
 
 def judged() -> pd.DataFrame:
@@ -72,6 +73,9 @@ def test_a_wider_grid_tries_what_it_lacks_and_refuses_other_sentences_and_layers
         grid([11], "plain", "short")
     with pytest.raises(MismatchError, match=r"has the layers \[11\]"):
         grid([13], "plain")
+    search(None, None, "plain", [(11, 0.8, 0)], "routed_by_layer", 0).to_csv(tmp_path / "layer.csv", index=False)
+    with pytest.raises(MismatchError, match="'routed_by_layer', 'several_layers'"):
+        grid([9, 11], "layer")  # its deferrals would be at another layer
 
 
 def acts(n: int = 60) -> Activations:
@@ -97,8 +101,8 @@ def test_one_vector_of_a_mix_has_the_means_in_its_shares() -> None:
 def test_refusals_and_deferrals_are_steered_at_a_layer_of_their_own() -> None:
     one = acts()
     found = Activations(torch.cat([one.values, 2 * one.values], 1), one.index, (Site(1), Site(3)), one.info)
-    (high, refusals), (low, deferrals) = routed_by_layer(3, found)
-    assert (high, low) == (3, 1)
+    refusals, deferrals = routed_by_layer(3, found)
+    assert [steering_sites(one) for one in (refusals, deferrals)] == [(Site(3),), (Site(1),)]
     both = [steerer.vectors(Context(("s0000", "s0001", "s0002"), found)) for steerer in (refusals, deferrals)]
     means = [RoutedMean(layer, zero_behaviors=["answer"]).fit(found).means_ for layer in (3, 1)]
     torch.testing.assert_close(both[0], torch.stack([means[0][2], *torch.zeros(2, 24)]))

@@ -31,7 +31,10 @@ def steered_texts(model: Model, layer: int, alpha: float, positions: str) -> lis
 
 @pytest.mark.parametrize(
     ("family", "backend"),
-    by_day(product(("llama", "gpt2", "gemma2"), ("nnsight", "hooks")), lambda *case: {"llama", "hooks"} & {*case}),
+    by_day(
+        product(("llama", "gpt2", "gemma2"), ("nnsight", "hooks")),
+        lambda family, backend: family == "llama" or backend == "hooks",
+    ),
 )
 @pytest.mark.parametrize("positions", ["last+generated", "all"])
 def test_texts_of_every_setting_equal_steer(lm, family: str, backend: str, positions: str) -> None:
