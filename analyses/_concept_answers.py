@@ -24,7 +24,7 @@ from steerlab.models.model import Model
 
 TASKS = {"existence": ("yes", "no"), "number": ("one", "three"), "color": ("red", "blue")}
 METHODS = ("coarse", "gated", "one_concept", "concepts")
-LAYERS, ALPHAS, POSITIONS = (3, 4, 5), (1.0, 2.0, 4.0), ("last", "all")
+ALPHAS, POSITIONS = (1.0, 2.0, 4.0), ("last", "all")
 N_CONCEPTS, RANKED_ON = 24, 60  # concepts of all questions together; questions on which pairs of concepts are ranked
 IMAGES = {"fit": 500, "validation": 250, "test": 400}
 OTHERS = 200  # validation questions of other types
@@ -32,14 +32,14 @@ OTHERS = 200  # validation questions of other types
 # its accuracy on validation questions; tested on images of its own, since the others had been looked at
 KEPT_ALPHAS, MOST_LOST, KEPT_IMAGES = (0.25, 0.35, 0.5, 0.7, *ALPHAS), 0.03, 400
 KEPT = (KEPT_ALPHAS, MOST_LOST, KEPT_IMAGES)
-ANSWER_SETTINGS = (TASKS, METHODS, LAYERS, ALPHAS, POSITIONS, N_CONCEPTS, RANKED_ON, IMAGES, OTHERS, KEPT)
+ANSWER_SETTINGS = (TASKS, METHODS, ALPHAS, POSITIONS, N_CONCEPTS, RANKED_ON, IMAGES, OTHERS, KEPT)
 
 
 class Answers:
     """The questions of all parts, the model's own answers, and the states that predict them."""
 
     def __init__(self, study: Study, model: Model, args: argparse.Namespace) -> None:
-        self.study, self.model, self.batch_size = study, model, args.batch_size
+        self.study, self.model, self.batch_size, self.layers = study, model, args.batch_size, args.layers
         sizes = {part: min(n, args.limit or n) for part, n in (*IMAGES.items(), ("kept", KEPT_IMAGES))}
         # parts of seeds of their own: the questions of `l2s_images` were looked at
         self.rows = {
@@ -62,7 +62,7 @@ class Answers:
     def states(self) -> Activations:
         """States before the answer to the questions for fitting; `behavior` is the model's own answer."""
         folder = self.study.folder / "stages" / "states-answers"
-        acts = steerlab.capture(self.model, self.rows["fit"], layers=list(LAYERS), batch_size=64, folder=folder).load()
+        acts = steerlab.capture(self.model, self.rows["fit"], layers=self.layers, batch_size=64, folder=folder).load()
         said = self.own["fit"][acts.index["example_id"]].to_numpy()
         return replace(acts, index=acts.index.assign(behavior=said))
 
@@ -171,7 +171,7 @@ def kept_grid(run: Answers, task: str) -> pd.DataFrame:
     """
     old, new = TASKS[task]
     rows = []
-    for layer, alpha, where in product(LAYERS, KEPT_ALPHAS, POSITIONS):
+    for layer, alpha, where in product(run.layers, KEPT_ALPHAS, POSITIONS):
         frame = run.steered("validation", "coarse", task, layer, alpha, where)
         is_old = (frame["type"] == task) & (frame["own"] == old)
         rows.append({
@@ -193,7 +193,7 @@ def steer_answers(
     """Choose layer, strength and positions of each method on validation questions, then answer the test questions."""
     run = Answers(study, model, args)
     grid = []
-    for method, task, layer, alpha, where in product(METHODS, TASKS, LAYERS, ALPHAS, POSITIONS):
+    for method, task, layer, alpha, where in product(METHODS, TASKS, run.layers, ALPHAS, POSITIONS):
         net = net_effect(run.steered("validation", method, task, layer, alpha, where), task)
         grid.append({"method": method, "task": task, "layer": layer, "alpha": alpha, "positions": where, "net": net})
     table = pd.DataFrame(grid)

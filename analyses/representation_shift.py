@@ -355,6 +355,7 @@ def main() -> None:
     arguments.set_defaults(batch_size=64)
     arguments.add_argument("--repe", type=Path, required=True, help="folder with the emotions of RepE (happiness.json)")
     arguments.add_argument("--seeds", type=int, default=3, help="how often concepts are found for the test")
+    arguments.add_argument("--layers", type=int, nargs="+", default=[3, 4, 5], help="where answers are steered")
     args = arguments.parse_args()
     n = args.limit or 600
     stages, device = Path(args.out) / "stages", args.device
@@ -366,7 +367,7 @@ def main() -> None:
     everything = [row for pair in pairs for part in PARTS for row in pair.rows[part]]
     identity = {"study": "representation_shift", "seed": args.seed, "limit": args.limit, "data": data_hash(everything)}
     identity |= {f"weights_{p.name}": [m.info()["weights"] for m in (p.before, p.after)] for p in pairs}
-    identity |= {"training": TRAINING, "settings": repr((N_CONCEPTS, GRID, ANSWER_SETTINGS))}
+    identity |= {"training": TRAINING, "settings": repr((N_CONCEPTS, GRID, args.layers, ANSWER_SETTINGS))}
     study = Study(args.out, identity)
     summary, frames, grids = dict[str, Any](), [], []
     for pair in pairs:

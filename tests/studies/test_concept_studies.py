@@ -83,7 +83,7 @@ def test_study_of_representation_shift_resumes_and_draws(tmp_path: Path) -> None
         number = 200 if name == "happiness" else 40
         (tmp_path / f"{name}.json").write_text(json.dumps([f"It is {name} number {i}." for i in range(number)]))
     arguments = ["analyses/representation_shift.py", "--model", str(model), "--repe", str(tmp_path), "--limit", "40"]
-    arguments += ["--seeds", "1", "--out", str(out)]
+    arguments += ["--seeds", "1", "--layers", "4", "--out", str(out)]
     succeed(*arguments)
     summary, before = json.loads((out / "summary.json").read_text()), stamps(out)
     assert str(tmp_path) not in (out / "summary.json").read_text(), "no path of this machine"
