@@ -13,8 +13,8 @@ within 10 %, the addition with most answers that refuse and are fluent, and as a
 of those that refuse .90 of the search prompts in any text. Where one direction leaves refusals, the best
 directions of both kinds are also ablated together. The test prompts are looked at once, with two
 rivals at the same settings: a random direction of the same length, and an instruction. With `--grid`, the settings are
-those of an earlier run; only the share of a pair is chosen again, on its validation and its test prompts together, and
-tested on fresh ones.
+those of an earlier run; only the share of a pair, or with `--choose addition` the strength and the length of both
+additions, is chosen again, on its validation and its test prompts together, and tested on fresh ones.
 
 DATA is the folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted
 run resumes from finished stages.
@@ -48,6 +48,7 @@ KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.
 AROUND = (-2, -1, 1, 2)  # layers that are tried around the best place of an ablation
 SHARES = (0.4, 0.6, 0.8, 1.0)  # of the components that a pair of ablations takes away, one direction after the other
 FINE_SHARES = (0.6, 0.7, 0.8)  # around the one that a first run chose
+FINE_STRENGTHS, FINE_FIRST = (1.0, 1.25, 1.5), (0, 4, 5, 6, 12)  # of an addition, where the best one of a first run is
 RESULT_COLUMNS = [
     "example_id", "behavior", "refuses", "perplexity", "fluent", "refuses_fluently", "norm_ratio", "loss", "n_tokens",
 ]  # fmt: skip
@@ -181,17 +182,22 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
     return pd.concat(tables, ignore_index=True)
 
 
-def choose_share(
+def choose_again(
     study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace
 ) -> pd.DataFrame:  # fmt: skip
-    """The best pair of an earlier run's grid, if it has pairs, at `FINE_SHARES`; all else as it was there."""
+    """An earlier run's grid with finer settings: of its best pair, if it has pairs, or of the addition at its place."""
     grid = pd.read_csv(args.grid)
+    added, finely = grid["operator"] == "add", partial(evaluate, study, model, sets, learned, args, "validation")
+    if args.choose == "addition":
+        best = ranked(grid[grid["part"] == "validation"], "add").iloc[0]
+        place = ("add", best["kind"], int(best["layer"]))
+        found = finely([(*place, *setting) for setting in product(FINE_STRENGTHS, FINE_FIRST)])
+        return pd.concat([found, grid[~added]], ignore_index=True)
     pairs = grid[(grid["part"] == "validation") & (grid["operator"] == "pair")]
     if pairs.empty:
         return grid
-    settings = [("pair", ranked(pairs, "ablate")["kind"].iloc[0], 0, share, 0) for share in FINE_SHARES]
-    shares = evaluate(study, model, sets, learned, args, "validation", settings)
-    return pd.concat([shares, grid[grid["operator"] == "add"]], ignore_index=True)
+    kind = ranked(pairs, "ablate")["kind"].iloc[0]
+    return pd.concat([finely([("pair", kind, 0, share, 0) for share in FINE_SHARES]), grid[added]], ignore_index=True)
 
 
 def evaluate(
@@ -231,18 +237,18 @@ def pairs_of_ablations(table: pd.DataFrame) -> list[Setting]:
 
 # the choices for each aim
 OPERATORS = {"ablate": ("ablate", "level", "pair"), "add": ("add",), "add strong": ("add",)}
-STRONG = 0.9  # share of the search prompts that "add strong" refuses, in any text
+STRONG, STRONG_AGAIN = 0.9, 0.95  # share of refusals, in any text, for which "add strong" is chosen: at first and again
 MEASURED = ("refuses", "fluent", "refuses_fluently")
 _SETTING = ("operator", "kind", "layer", "alpha", "first")
 
 
-def ranked(table: pd.DataFrame, name: str) -> pd.DataFrame:
+def ranked(table: pd.DataFrame, name: str, strong: float = STRONG) -> pd.DataFrame:
     """The settings of an operator, best first."""
     rows = table[table["operator"].isin(OPERATORS[name])]
     if name == "add":
         return rows.sort_values(["refuses_fluently", "alpha"], ascending=[False, True], kind="stable")
     if name == "add strong":
-        rows = rows.assign(short=(STRONG - rows["refuses"]).clip(lower=0))
+        rows = rows.assign(short=(strong - rows["refuses"]).clip(lower=0))
         return rows.sort_values(["short", "refuses_fluently"], ascending=[True, False], kind="stable")
     rows = rows.assign(too_much=rows["perplexity_ratio"] > WORST_PERPLEXITY)
     return rows.sort_values(["too_much", "refuses", "perplexity_ratio"], kind="stable")
@@ -266,25 +272,27 @@ def unsteered(
 def main() -> None:
     arguments = parser(__doc__, "results/operators")
     arguments.add_argument("--data", required=True)
-    arguments.add_argument(
-        "--grid", help="of an earlier run: only the share of its pair is chosen again, with fresh prompts"
-    )
+    arguments.add_argument("--grid", help="of an earlier run, of which one thing is chosen again, with fresh prompts")
+    arguments.add_argument("--choose", choices=("share", "addition"), default="share", help="again, with --grid")
+    arguments.add_argument("--test-part", choices=("fresh", "fresh_2"), default="fresh", help="tested with --grid")
     arguments.set_defaults(max_new_tokens=32)
     args = arguments.parse_args()
     sets, model = load_sets(args.data, args.seed, args.limit), steerlab.load(args.model, device=args.device)
     if args.grid:
         seen = [sets["validation"][i] + sets["test"][i] for i in (0, 1)]
-        sets |= {"validation": (seen[0], seen[1]), "test": sets["fresh"]}
+        sets |= {"validation": (seen[0], seen[1]), "test": sets[args.test_part]}
     everything = [e for part in sets.values() for rows in part for e in rows]
     identity = {"study": "operators", "seed": args.seed, "limit": args.limit, "tokens": args.max_new_tokens}
     identity |= {"model": args.model, "weights": model.info()["weights"], "data": data_hash(everything)}
-    identity |= {"grid": fingerprint(Path(args.grid).read_text())} if args.grid else {}
+    again = bool(args.grid) and args.choose == "addition"
+    identity |= {"grid": fingerprint(Path(args.grid).read_text()), "choose": args.choose} if args.grid else {}
     study = Study(args.out, identity)
     learned = directions(model, sets, args.batch_size)
-    grid = (choose_share if args.grid else run_search)(study, model, sets, learned, args)
+    grid = (choose_again if args.grid else run_search)(study, model, sets, learned, args)
     grid.to_csv(study.folder / "grid.csv", index=False)
-    chosen_on = {name: "search" if name == "add strong" else "validation" for name in OPERATORS}
-    chosen = {name: ranked(grid[grid["part"] == chosen_on[name]], name).iloc[0] for name in OPERATORS}
+    chosen_on = {name: "search" if name == "add strong" and not again else "validation" for name in OPERATORS}
+    strong = STRONG_AGAIN if again else STRONG
+    chosen = {name: ranked(grid[grid["part"] == chosen_on[name]], name, strong).iloc[0] for name in OPERATORS}
     ways: dict[str, Any] = {"instruction": Request(Prompt())}
     settings: dict[str, str] = {}
     generator = torch.Generator().manual_seed(args.seed)

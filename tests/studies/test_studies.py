@@ -153,3 +153,10 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
     shares = pd.read_csv(again / "grid.csv").set_index("operator").loc["pair", "alpha"]
     assert shares.tolist() == [0.6, 0.7, 0.8], "nothing else is chosen again"
     assert not set(pd.read_csv(again / "results.csv")["example_id"]) & set(rows["example_id"]), "on prompts not seen"
+    finer, options = tmp_path / "finer", ["--choose", "addition", "--test-part", "fresh_2"]
+    succeed("analyses/operators.py", *arguments, "--grid", str(out / "grid.csv"), *options, "--out", str(finer))
+    added = pd.read_csv(finer / "grid.csv").query("operator == 'add'")
+    assert added["part"].eq("validation").all() and added.groupby(["kind", "layer"]).size().tolist() == [15]
+    assert not set(pd.read_csv(finer / "results.csv")["example_id"]) & set(
+        pd.read_csv(again / "results.csv")["example_id"]
+    )
