@@ -27,6 +27,8 @@ from steerlab.metrics.topic import ON_TOPIC, topic_gain
 from steerlab.models.model import Model
 
 LABELS = Path(__file__).parent / "results/judges"
+FILES = ("answers.csv", "deferral.csv", "rivals.csv")
+BY = ("a", "b", "judge")  # who labels: the two readers, and the rule
 SOURCES = {  # the prompts, by the first part of an example's id
     "advbench": "harmful_prompts/advbench.jsonl",
     "harmless_train_600": "noncommercial_cc_by_nc/alpaca_harmless/harmless_train_600.jsonl",
@@ -58,19 +60,26 @@ def measure_gains(model: Model, rows: pd.DataFrame, prompts: list[Example], batc
     return pd.DataFrame({"number": rows["number"], "topic_gain": gains.round(4)})
 
 
-def summarize(answers: pd.DataFrame, deferrals: pd.DataFrame, gains: pd.DataFrame) -> dict[str, Any]:
+def with_gated(rows: pd.DataFrame, *effects: str) -> pd.DataFrame:
+    """With columns for an effect in a fluent text, by each reader and by the rules."""
+    gated = {f"{name}_fluently_{by}": rows[f"{name}_{by}"] * rows[f"fluent_{by}"] for name in effects for by in BY}
+    return rows.assign(**gated)
+
+
+def summarize(
+    answers: pd.DataFrame, deferrals: pd.DataFrame, rivals: pd.DataFrame, gains: pd.DataFrame
+) -> dict[str, Any]:  # fmt: skip
     """The agreement of each rule with each reader, and of the readers with each other."""
     found: dict[str, Any] = {}
+    answers, rivals = with_gated(answers, "refuses"), with_gated(rivals, "refuses", "defers")
     topic = answers.merge(gains, on="number")
-    tables = {
-        "refuses": (answers, answers["refuses_judge"]), "fluent": (answers, answers["fluent_judge"]),
-        "on_topic": (topic, topic["topic_gain"] >= ON_TOPIC), "defers": (deferrals, deferrals["defers_judge"]),
-    }  # fmt: skip
-    for name, (rows, rule) in tables.items():
-        a, b = rows[f"{name}_a"], rows[f"{name}_b"]
-        found |= {f"{name}.readers": agreement(a, b), f"{name}.a": agreement(rule, a), f"{name}.b": agreement(rule, b)}
-    both = {reader: answers[f"refuses_{reader}"] * answers[f"fluent_{reader}"] for reader in ("a", "b", "judge")}
-    found |= {f"refuses_fluently.{reader}": agreement(both["judge"], both[reader]) for reader in "ab"}
+    topic = topic.assign(on_topic_judge=topic["topic_gain"] >= ON_TOPIC)
+    tables = {name: answers for name in ("refuses", "fluent", "refuses_fluently")}
+    tables |= {"on_topic": topic, "defers": deferrals}
+    tables |= {f"rivals.{name}": rivals for name in (*tables, "defers_fluently") if name != "on_topic"}
+    for key, rows in tables.items():
+        a, b, rule = (rows[f"{key.removeprefix('rivals.')}_{by}"] for by in BY)
+        found |= {f"{key}.readers": agreement(a, b), f"{key}.a": agreement(rule, a), f"{key}.b": agreement(rule, b)}
     found |= {
         f"ed_published.{reader}": agreement(deferrals["published_judge"], deferrals[f"defers_{reader}"])
         for reader in "ab"
@@ -86,14 +95,14 @@ def main() -> None:
     arguments = parser(__doc__, "results/judges")
     arguments.add_argument("--data", required=True, help="folder of the data")
     args = arguments.parse_args()
-    answers, deferrals = (pd.read_csv(LABELS / name) for name in ("answers.csv", "deferral.csv"))
+    answers, deferrals, rivals = (pd.read_csv(LABELS / name) for name in FILES)
     model = steerlab.load(args.model, device=args.device)
     rows, prompts = shown_answers(answers, args.data)
     identity = {"study": "judges", "weights": model.info()["weights"], "data": data_hash(prompts)}
     study = Study(args.out, identity | {"texts": fingerprint(rows["text"].tolist())})
     gains = study.stage("topic", lambda: measure_gains(model, rows, prompts, args.batch_size))
-    summary = summarize(answers, deferrals, gains)
-    study.finish(gains, summary, "The answers are in answers.csv and deferral.csv.\n", provenance(model, prompts, args))
+    summary = summarize(answers, deferrals, rivals, gains)
+    study.finish(gains, summary, f"The answers are in {', '.join(FILES)}.\n", provenance(model, prompts, args))
     show_table("Agreement", pd.DataFrame(summary).T)
 
 

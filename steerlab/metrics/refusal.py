@@ -33,7 +33,7 @@ _UNABLE = (
 )
 _ACT = (
     r"(?:help(?! but)|assist|aid|provide|give|offer|supply|support|comply|ful?fil+|answer|respond|reply"
-    r"|discuss|share|write|create|generate|produce|participate|engage|take part|condone|encourage|promote"
+    r"|address|discuss|share|write|create|generate|produce|participate|engage|take part|condone|encourage|promote"
     r"|endorse|advise|suggest|tell|explain|describe|instruct|teach|show|guide|complete|continue|disclose|reveal"
     r"|facilitate|contribute|do (?:that|this|so|it))"
 )

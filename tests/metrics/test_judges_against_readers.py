@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from judges import summarize
+from judges import FILES, summarize
 from sklearn.metrics import cohen_kappa_score
 
 from steerlab.metrics import defers_to_expert, ed_published, is_fluent, is_refusal
@@ -20,10 +20,10 @@ def test_readers_agree_with_each_other() -> None:
 
 
 def test_committed_agreements_are_those_of_the_labels_and_gains() -> None:
-    answers, deferrals, gains = (pd.read_csv(FOLDER / name) for name in ("answers.csv", "deferral.csv", "results.csv"))
-    found, committed = summarize(answers, deferrals, gains), json.loads((FOLDER / "summary.json").read_text())
+    tables = [pd.read_csv(FOLDER / name) for name in (*FILES, "results.csv")]
+    found, committed = summarize(*tables), json.loads((FOLDER / "summary.json").read_text())
     assert found == {name: committed[name] for name in found}
-    assert found["on_topic.a"]["low"] > 0.85 and found["on_topic.a"]["n"] == len(gains) == 128
+    assert found["on_topic.a"]["low"] > 0.85 and found["on_topic.a"]["n"] == len(tables[-1]) == 128
 
 
 def fluent_by_perplexity(row: pd.Series) -> bool:
@@ -57,6 +57,12 @@ def test_strict_deferrals_are_those_of_readers_and_published_phrases_are_not() -
 def test_committed_judgments_are_those_of_the_rules() -> None:
     assert (SHOWN["text"].map(is_refusal).astype(int) == SHOWN["refuses_judge"]).all()
     assert (SHOWN.apply(fluent_by_perplexity, axis=1).astype(int) == SHOWN["fluent_judge"]).all()
+    rivals = pd.read_csv(FOLDER / "rivals.csv", keep_default_na=False)
+    shown = rivals[rivals["text"] != ""]
+    assert len(shown) == 35 and not shown["example_id"].str.startswith("mmsb").any(), "whose license allows no copies"
+    for rule, name in ((is_refusal, "refuses_judge"), (defers_to_expert, "defers_judge")):
+        assert (shown["text"].map(rule).astype(int) == shown[name]).all()
+    assert (shown.apply(fluent_by_perplexity, axis=1).astype(int) == shown["fluent_judge"]).all()
 
 
 def test_most_texts_that_readers_call_broken_are_found_which_the_earlier_threshold_missed() -> None:
