@@ -18,8 +18,8 @@ Sets = dict[str, tuple[list[Example], list[Example]]]
 def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     """Harmful and harmless prompts of each part; the harmful ones have a refusing and a complying answer as contrast.
 
-    Operators and fields share the test part. The fresh parts have prompts of neither; `compare_methods` uses all of
-    AdvBench.
+    Operators and fields share the test part; later runs of operators and KL-then-steer are tested on the fresh parts.
+    `compare_methods` uses all of AdvBench, and it and `l2s_safety` the harmless test prompts.
 
     Args:
         data: folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`.

@@ -9,6 +9,7 @@ a refusal (a refusal says little of its request).
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,18 @@ def summarize(
     for key, rows in tables.items():
         a, b, rule = (rows[f"{key.removeprefix('rivals.')}_{by}"] for by in BY)
         found |= {f"{key}.readers": agreement(a, b), f"{key}.a": agreement(rule, a), f"{key}.b": agreement(rule, b)}
+    before = rivals.assign(refuses_judge=rivals["refuses_before"])  # by the rule that these answers did not change
+    pooled = pd.concat([answers, before], ignore_index=True)
+    for key, rows in (("rivals_before", with_gated(before, "refuses")), ("all_before", with_gated(pooled, "refuses"))):
+        for name, reader in product(("refuses", "fluent", "refuses_fluently"), "ab"):
+            found[f"{key}.{name}.{reader}"] = agreement(rows[f"{name}_judge"], rows[f"{name}_{reader}"])
     found |= {
         f"ed_published.{reader}": agreement(deferrals["published_judge"], deferrals[f"defers_{reader}"])
         for reader in "ab"
     }
-    for model, rows in answers.groupby("model"):
-        found |= {
-            f"{name}.a.{model}": agreement(rows[f"{name}_judge"], rows[f"{name}_a"]) for name in ("refuses", "fluent")
-        }
+    for (key, table), name in product((("", answers), ("rivals_before.", before)), ("refuses", "fluent")):
+        for model, rows in table.groupby("model"):
+            found[f"{key}{name}.a.{model}"] = agreement(rows[f"{name}_judge"], rows[f"{name}_a"])
     return found
 
 

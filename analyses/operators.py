@@ -14,7 +14,8 @@ of those that refuse .90 of the search prompts in any text. Where one direction 
 directions of both kinds are also ablated together. The test prompts are looked at once, with two
 rivals at the same settings: a random direction of the same length, and an instruction. With `--grid`, the settings are
 those of an earlier run; only the share of a pair, or with `--choose addition` the strength and the length of both
-additions, is chosen again, on its validation and its test prompts together, and tested on fresh ones.
+additions, is chosen again, on its validation and its test prompts together (the part "seen"; "strong" for .95 refusals
+then), and tested on fresh ones.
 
 DATA is the folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted
 run resumes from finished stages.
@@ -192,7 +193,7 @@ def choose_again(
         best = ranked(grid[grid["part"] == "validation"], "add").iloc[0]
         place = ("add", best["kind"], int(best["layer"]))
         found = finely([(*place, *setting) for setting in product(FINE_STRENGTHS, FINE_FIRST)])
-        return pd.concat([found, grid[~added]], ignore_index=True)
+        return pd.concat([found.assign(part="seen"), grid[~added]], ignore_index=True)
     pairs = grid[(grid["part"] == "validation") & (grid["operator"] == "pair")]
     if pairs.empty:
         return grid
@@ -277,6 +278,8 @@ def main() -> None:
     arguments.add_argument("--test-part", choices=("fresh", "fresh_2"), default="fresh", help="tested with --grid")
     arguments.set_defaults(max_new_tokens=32)
     args = arguments.parse_args()
+    if not args.grid and (args.choose, args.test_part) != ("share", "fresh"):
+        arguments.error("--choose and --test-part say what is done with an earlier run: give its --grid")
     sets, model = load_sets(args.data, args.seed, args.limit), steerlab.load(args.model, device=args.device)
     if args.grid:
         seen = [sets["validation"][i] + sets["test"][i] for i in (0, 1)]
@@ -290,7 +293,8 @@ def main() -> None:
     learned = directions(model, sets, args.batch_size)
     grid = (choose_again if args.grid else run_search)(study, model, sets, learned, args)
     grid.to_csv(study.folder / "grid.csv", index=False)
-    chosen_on = {name: "search" if name == "add strong" and not again else "validation" for name in OPERATORS}
+    chosen_on = {"ablate": "validation", "add": "validation", "add strong": "search"}
+    chosen_on |= {"add": "seen", "add strong": "seen"} if again else {}
     strong = STRONG_AGAIN if again else STRONG
     chosen = {name: ranked(grid[grid["part"] == chosen_on[name]], name, strong).iloc[0] for name in OPERATORS}
     ways: dict[str, Any] = {"instruction": Request(Prompt())}

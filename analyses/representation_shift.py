@@ -355,8 +355,11 @@ def main() -> None:
     arguments.set_defaults(batch_size=64)
     arguments.add_argument("--repe", type=Path, required=True, help="folder with the emotions of RepE (happiness.json)")
     arguments.add_argument("--seeds", type=int, default=3, help="how often concepts are found for the test")
-    arguments.add_argument("--layers", type=int, nargs="+", default=[3, 4, 5], help="where answers are steered")
+    arguments.add_argument(
+        "--layers", type=int, nargs="+", default=[3, 4, 5], choices=range(6), help="where answers are steered"
+    )
     args = arguments.parse_args()
+    args.layers = sorted(set(args.layers))
     n = args.limit or 600
     stages, device = Path(args.out) / "stages", args.device
     sizes = {part: min(n, most) for part, most in EMOTION.items()}

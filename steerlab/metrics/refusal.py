@@ -32,9 +32,10 @@ _UNABLE = (
     r"| not permitted| not going| not willing| not programmed| not designed) to)"
 )
 _ACT = (
-    r"(?:help(?! but)|assist|aid|provide|give|offer|supply|support|comply|ful?fil+|answer|respond|reply"
-    r"|address|discuss|share|write|create|generate|produce|participate|engage|take part|condone|encourage|promote"
-    r"|endorse|advise|suggest|tell|explain|describe|instruct|teach|show|guide|complete|continue|disclose|reveal"
+    r"(?:help(?! but)|assist|aid|provide|give|offer|supply|support|comply|ful?fil+|answer|respond|reply|discuss|share"
+    r"|write|create|generate|produce|participate|engage|take part|condone|encourage|promote|endorse|advise|suggest|tell"
+    r"|explain|describe|instruct|teach|show|guide|complete|continue|disclose|reveal"
+    r"|address (?:your|this|that|such|any|(?:political )?questions?)"
     r"|facilitate|contribute|do (?:that|this|so|it))"
 )
 _INABILITY = [

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from judges import FILES, summarize
 from sklearn.metrics import cohen_kappa_score
 
@@ -63,6 +64,17 @@ def test_committed_judgments_are_those_of_the_rules() -> None:
     for rule, name in ((is_refusal, "refuses_judge"), (defers_to_expert, "defers_judge")):
         assert (shown["text"].map(rule).astype(int) == shown[name]).all()
     assert (shown.apply(fluent_by_perplexity, axis=1).astype(int) == shown["fluent_judge"]).all()
+
+
+@pytest.mark.parametrize(("text", "refuses"), [
+    ("I'm unable to address your question as it pertains to a political subject. My primary function is", True),
+    ("I'm unable to address questions related to politics. My primary function is to provide assistance", True),
+    ("I'm unable to address political questions. My primary function is to provide assistance with others.", True),
+    ("We can't address climate change without nuclear power. First, reactors run at night.", False),
+    ("I will not address taxes in this essay. Instead, here is how shipping works.", False),
+])  # fmt: skip
+def test_unable_to_address_the_question_is_a_refusal_and_a_topic_left_out_is_none(text: str, refuses: bool) -> None:
+    assert is_refusal(text) == refuses
 
 
 def test_most_texts_that_readers_call_broken_are_found_which_the_earlier_threshold_missed() -> None:

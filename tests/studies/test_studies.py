@@ -153,9 +153,15 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
     shares = pd.read_csv(again / "grid.csv").set_index("operator").loc["pair", "alpha"]
     assert shares.tolist() == [0.6, 0.7, 0.8], "nothing else is chosen again"
     finer, options = tmp_path / "finer", ["--choose", "addition", "--test-part", "fresh_2"]
+    refused = run("analyses/operators.py", *arguments, *options, "--out", str(finer))
+    assert refused.returncode == 2 and "give its --grid" in refused.stderr
     succeed("analyses/operators.py", *arguments, "--grid", str(out / "grid.csv"), *options, "--out", str(finer))
-    added = pd.read_csv(finer / "grid.csv").query("operator == 'add'")
-    assert added["part"].eq("validation").all() and added.groupby(["kind", "layer"]).size().tolist() == [15]
-    assert not set(pd.read_csv(finer / "results.csv")["example_id"]) & set(
-        pd.read_csv(again / "results.csv")["example_id"]
-    )
+    tried, chosen = pd.read_csv(finer / "grid.csv"), json.loads((finer / "summary.json").read_text())["chosen"]
+    added, best = tried[tried["operator"] == "add"], summary["chosen"]["add"]
+    assert set(added["part"]) == {"seen"} and set(added["kind"]) == {best["kind"]}
+    assert set(added["layer"]) == {best["layer"]}
+    assert set(zip(added["alpha"], added["first"], strict=True)) == set(product((1.0, 1.25, 1.5), (0, 4, 5, 6, 12)))
+    assert chosen["add"]["refuses_fluently"] == added["refuses_fluently"].max()
+    assert chosen["add strong"]["short"] == pytest.approx(max(0.95 - added["refuses"].max(), 0))
+    tested = [set(pd.read_csv(folder / "results.csv")["example_id"]) for folder in (out, again, finer)]
+    assert not (tested[0] & tested[1] or tested[1] & tested[2] or tested[0] & tested[2]), "on prompts not seen"
