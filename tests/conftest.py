@@ -52,18 +52,16 @@ LONGEST = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption(
-        "--jaxtyping-packages", None
-    ):  # the checks put frames of their own between those of our functions
+    # the checks of types put frames of their own between those of our functions
+    if config.getoption("--jaxtyping-packages", None):
         sys.setrecursionlimit(4 * sys.getrecursionlimit())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        values = (
-            {v for v in item.callspec.params.values() if isinstance(v, str)} if hasattr(item, "callspec") else set()
-        )
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        values = {v for v in params.values() if isinstance(v, str)}
         other_family = values & {*FAMILIES, *VLM_FAMILIES} and not values & BY_DAY
         if getattr(item, "originalname", "") in LONGEST and (other_family or "sandboxed" in values):
             item.add_marker(pytest.mark.nightly)

@@ -58,8 +58,7 @@ def test_strict_deferrals_are_those_of_readers_and_published_phrases_are_not() -
 def test_committed_judgments_are_those_of_the_rules() -> None:
     assert (SHOWN["text"].map(is_refusal).astype(int) == SHOWN["refuses_judge"]).all()
     assert (SHOWN.apply(fluent_by_perplexity, axis=1).astype(int) == SHOWN["fluent_judge"]).all()
-    rivals = pd.read_csv(FOLDER / "rivals.csv", keep_default_na=False)
-    shown = rivals[rivals["text"] != ""]
+    shown = pd.read_csv(FOLDER / "rivals.csv", keep_default_na=False).query("text != ''")
     assert len(shown) == 35 and not shown["example_id"].str.startswith("mmsb").any(), "whose license allows no copies"
     for rule, name in ((is_refusal, "refuses_judge"), (defers_to_expert, "defers_judge")):
         assert (shown["text"].map(rule).astype(int) == shown[name]).all()
