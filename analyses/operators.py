@@ -274,8 +274,10 @@ def main() -> None:
     arguments = parser(__doc__, "results/operators")
     arguments.add_argument("--data", required=True)
     arguments.add_argument("--grid", help="of an earlier run, of which one thing is chosen again, with fresh prompts")
-    arguments.add_argument("--choose", choices=("share", "addition"), default="share", help="again, with --grid")
-    arguments.add_argument("--test-part", choices=("fresh", "fresh_2"), default="fresh", help="tested with --grid")
+    chosen_again = "chosen again with --grid: the share of a pair of ablations, or strength and length of the additions"
+    arguments.add_argument("--choose", choices=("share", "addition"), default="share", help=chosen_again)
+    fresh = "prompts that are tested with --grid"
+    arguments.add_argument("--test-part", choices=("fresh", "fresh_2"), default="fresh", help=fresh)
     arguments.set_defaults(max_new_tokens=32)
     args = arguments.parse_args()
     if not args.grid and (args.choose, args.test_part) != ("share", "fresh"):
@@ -287,7 +289,7 @@ def main() -> None:
     everything = [e for part in sets.values() for rows in part for e in rows]
     identity = {"study": "operators", "seed": args.seed, "limit": args.limit, "tokens": args.max_new_tokens}
     identity |= {"model": args.model, "weights": model.info()["weights"], "data": data_hash(everything)}
-    again = bool(args.grid) and args.choose == "addition"
+    again = args.choose == "addition"
     identity |= {"grid": fingerprint(Path(args.grid).read_text()), "choose": args.choose} if args.grid else {}
     study = Study(args.out, identity)
     learned = directions(model, sets, args.batch_size)
