@@ -97,8 +97,12 @@ AT = ["layer", "alpha", "first"]  # its columns
 ON_ALL_LAYERS = {"several_layers", "routed_by_layer"}  # methods that depend on all of `--layers`
 
 
-def load_parts(data: str, harmless: str | None, seed: int, limit: int | None) -> dict[str, list[Example]]:
+def load_parts(
+    data: str, harmless: str | None, seed: int, limit: int | None, test_part: str = "first"
+) -> dict[str, list[Example]]:
     """Training, validation and test rows, all from what is published for training; no test row has a twin.
+
+    The test part "fresh" has the rows that follow the "first" one, without twins in that one either.
 
     Raises:
         DataError: a part lacks a behavior.
@@ -117,13 +121,20 @@ def load_parts(data: str, harmless: str | None, seed: int, limit: int | None) ->
             used += count
         fresh = pool[used:] if behavior != "answer" else everyday[FRESH_INSTRUCTIONS:]
         parts["test"] += [e.replace(split="test") for e in fresh]
-    others = parts["train"] + parts["validation"]
-    alone = without_twins(parts["test"], others)
-    parts["test"] = [e for b, n in COUNTS["test"].items() for e in [e for e in alone if e.behavior == b][:n]]
+    alone = without_twins(parts["test"], parts["train"] + parts["validation"])
+    parts["test"] = first_of_each(alone)
+    if test_part == "fresh":
+        looked_at = {e.id for e in parts["test"]}
+        parts["test"] = first_of_each(without_twins([e for e in alone if e.id not in looked_at], parts["test"]))
     for part, examples in parts.items():
         parts[part] = limit_per_group(examples, limit)
         check_behaviors(f"{part} inputs", (e.behavior for e in parts[part]))
     return parts
+
+
+def first_of_each(rows: Sequence[Example]) -> list[Example]:
+    """As many rows of each behavior as a test part has."""
+    return [e for behavior, n in COUNTS["test"].items() for e in [e for e in rows if e.behavior == behavior][:n]]
 
 
 def without_twins(rows: Sequence[Example], others: Sequence[Example]) -> list[Example]:
@@ -411,6 +422,8 @@ def main() -> None:
     arguments.add_argument(
         "--earlier", nargs="+", default=[], help="results.csv of earlier runs: their answers to test rows are taken"
     )
+    fresh = "rows that are answered at last; fresh: the ones after those of the first runs"
+    arguments.add_argument("--test-part", choices=("first", "fresh"), default="first", help=fresh)
     arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()
     args.methods = args.methods or ([] if args.grid else list(makers(0)))
@@ -422,7 +435,7 @@ def main() -> None:
         arguments.error("--grid brings its sentences: leave --sentences out")
     if args.earlier and not args.grid:
         arguments.error("--earlier needs the --grid of the same run, with its sentences")
-    parts = load_parts(args.data, args.harmless, args.seed, args.limit)
+    parts = load_parts(args.data, args.harmless, args.seed, args.limit, args.test_part)
     model = steerlab.load(args.model, device=args.device)
     identity = {"study": "safety_rivals", "weights": model.info()["weights"], "seed": args.seed, "limit": args.limit}
     identity |= {"data": data_hash([e for rows in parts.values() for e in rows]), "tokens": args.max_new_tokens}
