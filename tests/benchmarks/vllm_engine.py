@@ -1,6 +1,6 @@
 """vLLM compared with Hugging Face: equal logits, no rows mixed up, and the gain of 64 requests at once.
 
-    PYTHON=$(.venv/bin/python tests/vllm/environment.py)/bin/python        # as in `make vllm`
+    PYTHON=$(.venv/bin/python tests/remote/servers/venvs.py vllm)/bin/python   # as in `make vllm`
     PYTHONPATH=. $PYTHON tests/benchmarks/vllm_engine.py [--tokens 16] [--no-serve] [--out FOLDER]
 
 64 prompts are steered at once, each by its own vector of an L2S that was fitted to states captured in vLLM, and then

@@ -65,20 +65,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def remote(server: Ndif, models: dict[str, Path]) -> Callable[[str], Model]:
     """`remote(name)`: the model on the server, loaded once for each server."""
-
-    @cache
-    def get(name: str) -> Model:
-        return steerlab.load(models[name], remote=server.host)
-
-    return get
+    return cache(lambda name: steerlab.load(models[name], remote=server.host))
 
 
 @pytest.fixture(scope="session")
 def near(models: dict[str, Path]) -> Callable[[str], Model]:
     """`near(name)`: the same model here, under plain hooks and with every row run whole, as it is on the server."""
-
-    @cache
-    def get(name: str) -> Model:
-        return steerlab.load(models[name], backend="hooks", prefix_caching=False)
-
-    return get
+    return cache(lambda name: steerlab.load(models[name], backend="hooks", prefix_caching=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,22 @@ def test_rows_that_are_nearly_another_are_left_out() -> None:
     rows = [Example("How do I open a bank account for my son?"), Example("What is the best way to cook rice?")]
     others = [Example("how do i open a bank account for my son"), Example("Name three rivers of France.")]
     assert without_twins(rows, others) == rows[1:]
+
+
+def test_fresh_test_rows_have_no_twin_in_any_row_that_was_used(monkeypatch) -> None:
+    texts = {"refuse": ("Steal thing{}", 60), "defer": ("Sell item{}", 60), "answer": ("Describe place{}", 560)}
+    rows = {  # each text twice
+        name: [Example(text.format(i // 2), behavior=name, split="train", id=f"{name}{i}") for i in range(n)]
+        for name, (text, n) in texts.items()
+    }
+    monkeypatch.setattr(safety_rivals, "mm_safety_bench", lambda _: rows["refuse"] + rows["defer"])
+    monkeypatch.setattr(safety_rivals, "read_jsonl", lambda *_, **options: rows["answer"])
+    counts = {part: dict.fromkeys(texts, n) for part, n in (("train", 6), ("validation", 3), ("test", 8))}
+    monkeypatch.setattr(safety_rivals, "COUNTS", counts)
+    first, fresh = (safety_rivals.load_parts("", "", 0, None, part) for part in ("first", "fresh"))
+    assert all(first[part] == fresh[part] for part in ("train", "validation"))
+    assert Counter(e.behavior for e in fresh["test"]) == counts["test"]
+    assert without_twins(fresh["test"], [e for rows in first.values() for e in rows]) == fresh["test"]
 
 
 def test_a_wider_grid_tries_what_it_lacks_and_refuses_other_sentences_and_layers(tmp_path: Path, monkeypatch) -> None:

@@ -69,12 +69,7 @@ def remote(with_vllm: None, folders: Folders) -> Iterator[Callable[[str], Model]
 @pytest.fixture(scope="session")
 def near(folders: Folders) -> Callable[[str], Model]:
     """`near(name)`: the same model here, under plain hooks and with every row run whole, as it is in vLLM."""
-
-    @cache
-    def get(name: str = "tiny") -> Model:
-        return steerlab.load(folders(name), backend="hooks", prefix_caching=False)
-
-    return get
+    return cache(lambda name="tiny": steerlab.load(folders(name), backend="hooks", prefix_caching=False))
 
 
 @pytest.fixture(scope="session")

@@ -65,5 +65,10 @@ def _call(command: list[str], env: dict[str, str] | None = None) -> None:
         raise CannotInstall(f"{' '.join(command)} failed: {ran.stderr.strip()[-600:]}")
 
 
-if __name__ == "__main__":
-    sys.stdout.write(f"{environment(Path(sys.argv[1]).resolve())}\n" if len(sys.argv) > 1 else "")
+if __name__ == "__main__":  # print the folders of the environments for these servers
+    known = {"vllm": (VLLM, VLLM_THEN), "ndif": (NDIF, NDIF_THEN)}
+    try:
+        for name in sys.argv[1:]:
+            sys.stdout.write(f"{environment(*known[name])}\n")
+    except CannotInstall as error:
+        sys.exit(f"no environment with {name}: {error}")
