@@ -9,6 +9,7 @@ a refusal (a refusal says little of its request).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from steerlab.metrics.topic import ON_TOPIC, topic_gain
 from steerlab.models.model import Model
 
 LABELS = Path(__file__).parent / "results/judges"
-FILES = ("answers.csv", "deferral.csv", "rivals.csv")
+FILES = ("answers.csv", "deferral.csv", "rivals.csv", "fresh.csv")
 BY = ("a", "b", "judge")  # who labels: the two readers, and the rule
 SOURCES = {  # the prompts, by the first part of an example's id
     "advbench": "harmful_prompts/advbench.jsonl",
@@ -37,11 +38,16 @@ SOURCES = {  # the prompts, by the first part of an example's id
 }
 
 
+def share(labels: pd.Series) -> dict[str, float]:
+    """The share of answers with a label, and its 95 % interval (Wilson)."""
+    interval = binomtest(int(labels.sum()), len(labels)).proportion_ci(method="wilson")
+    return numbers(Estimate(labels.mean(), interval.low, interval.high, len(labels)))
+
+
 def agreement(rule: pd.Series, reader: pd.Series) -> dict[str, float]:
     """The share of answers of which both say the same, with its 95 % interval (Wilson), and Cohen's kappa."""
     same = rule.astype(bool) == reader.astype(bool)
-    interval = binomtest(int(same.sum()), len(same)).proportion_ci(method="wilson")
-    found = numbers(Estimate(same.mean(), interval.low, interval.high, len(same)))
+    found = share(same)
     if same.all() and rule.nunique() == 1:
         return found  # where all say the same of all answers, kappa is not defined
     return {**found, "kappa": round(cohen_kappa_score(rule.astype(bool), reader.astype(bool)), 4)}
@@ -61,31 +67,40 @@ def measure_gains(model: Model, rows: pd.DataFrame, prompts: list[Example], batc
     return pd.DataFrame({"number": rows["number"], "topic_gain": gains.round(4)})
 
 
-def with_gated(rows: pd.DataFrame, *effects: str) -> pd.DataFrame:
-    """With columns for an effect in a fluent text, by each reader and by the rules."""
-    gated = {f"{name}_fluently_{by}": rows[f"{name}_{by}"] * rows[f"fluent_{by}"] for name in effects for by in BY}
-    return rows.assign(**gated)
+def with_gated(rows: pd.DataFrame) -> pd.DataFrame:
+    """With columns for an effect in a fluent text, by each reader and by the rules, where both were labeled."""
+    pairs = [
+        (name, by) for name, by in product(("refuses", "defers"), BY) if {f"{name}_{by}", f"fluent_{by}"} <= {*rows}
+    ]
+    return rows.assign(**{f"{name}_fluently_{by}": rows[f"{name}_{by}"] * rows[f"fluent_{by}"] for name, by in pairs})
 
 
-def summarize(
-    answers: pd.DataFrame, deferrals: pd.DataFrame, rivals: pd.DataFrame, gains: pd.DataFrame
-) -> dict[str, Any]:  # fmt: skip
-    """The agreement of each rule with each reader, and of the readers with each other."""
-    found: dict[str, Any] = {}
-    answers, rivals = with_gated(answers, "refuses"), with_gated(rivals, "refuses", "defers")
+def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, Any]:
+    """The agreement of each rule with each reader, and of the readers with each other.
+
+    `tables` are those of `FILES`. "before" is the rule for refusals that the answers of "rivals" did not change yet,
+    and "all" every answer that was read for fluency, by the rules as they were when it was read.
+    """
+    answers, deferrals, rivals, fresh = tables
+    before = rivals.assign(refuses_judge=rivals["refuses_before"])
+    once = fresh.drop_duplicates("number")  # an answer that two methods give is read once
     topic = answers.merge(gains, on="number")
-    topic = topic.assign(on_topic_judge=topic["topic_gain"] >= ON_TOPIC)
-    tables = {name: answers for name in ("refuses", "fluent", "refuses_fluently")}
-    tables |= {"on_topic": topic, "defers": deferrals}
-    tables |= {f"rivals.{name}": rivals for name in (*tables, "defers_fluently") if name != "on_topic"}
-    for key, rows in tables.items():
-        a, b, rule = (rows[f"{key.removeprefix('rivals.')}_{by}"] for by in BY)
-        found |= {f"{key}.readers": agreement(a, b), f"{key}.a": agreement(rule, a), f"{key}.b": agreement(rule, b)}
-    before = rivals.assign(refuses_judge=rivals["refuses_before"])  # by the rule that these answers did not change
-    pooled = pd.concat([answers, before], ignore_index=True)
-    for key, rows in (("rivals_before", with_gated(before, "refuses")), ("all_before", with_gated(pooled, "refuses"))):
-        for name, reader in product(("refuses", "fluent", "refuses_fluently"), "ab"):
-            found[f"{key}.{name}.{reader}"] = agreement(rows[f"{name}_judge"], rows[f"{name}_{reader}"])
+    refusals, deferred = ("refuses", "fluent", "refuses_fluently"), ("defers", "defers_fluently")
+    found: dict[str, Any] = {}
+    for key, table, names in (
+        ("", answers, refusals),
+        ("", topic.assign(on_topic_judge=topic["topic_gain"] >= ON_TOPIC), ("on_topic",)),
+        ("", deferrals, ("defers",)),
+        ("rivals.", rivals, (*refusals, *deferred)),
+        ("rivals_before.", before, ("refuses", "refuses_fluently")),
+        ("fresh.", once, (*refusals, *deferred)),
+        ("all.", pd.concat([answers, before, once], ignore_index=True), refusals),
+    ):
+        rows = with_gated(table)
+        for name in names:
+            a, b, rule = (rows[f"{name}_{by}"] for by in BY)
+            found[f"{key}{name}.readers"] = agreement(a, b)
+            found |= {f"{key}{name}.a": agreement(rule, a), f"{key}{name}.b": agreement(rule, b)}
     found |= {
         f"ed_published.{reader}": agreement(deferrals["published_judge"], deferrals[f"defers_{reader}"])
         for reader in "ab"
@@ -93,6 +108,10 @@ def summarize(
     for (key, table), name in product((("", answers), ("rivals_before.", before)), ("refuses", "fluent")):
         for model, rows in table.groupby("model"):
             found[f"{key}{name}.a.{model}"] = agreement(rows[f"{name}_judge"], rows[f"{name}_a"])
+    shares = (("refuse", "refuses_fluently"), ("defer", "defers_fluently"), ("defer", "refuses"))
+    for (wanted, name), (method, rows) in product(shares, with_gated(fresh).groupby("method")):
+        some = rows[rows["wanted"] == wanted]  # what the readers and the rules count under each method
+        found |= {f"fresh.{method}.{wanted}.{name}.{by}": share(some[f"{name}_{by}"]) for by in BY}
     return found
 
 
@@ -100,13 +119,13 @@ def main() -> None:
     arguments = parser(__doc__, "results/judges")
     arguments.add_argument("--data", required=True, help="folder of the data")
     args = arguments.parse_args()
-    answers, deferrals, rivals = (pd.read_csv(LABELS / name) for name in FILES)
+    tables = [pd.read_csv(LABELS / name) for name in FILES]
     model = steerlab.load(args.model, device=args.device)
-    rows, prompts = shown_answers(answers, args.data)
+    rows, prompts = shown_answers(tables[0], args.data)
     identity = {"study": "judges", "weights": model.info()["weights"], "data": data_hash(prompts)}
     study = Study(args.out, identity | {"texts": fingerprint(rows["text"].tolist())})
     gains = study.stage("topic", lambda: measure_gains(model, rows, prompts, args.batch_size))
-    summary = summarize(answers, deferrals, rivals, gains)
+    summary = summarize(tables, gains)
     study.finish(gains, summary, f"The answers are in {', '.join(FILES)}.\n", provenance(model, prompts, args))
     show_table("Agreement", pd.DataFrame(summary).T)
 
