@@ -63,7 +63,7 @@ def draw(results_dir: str | Path) -> Figure:
             if name != "l2s":
                 estimate_dot(last, summary[f"l2s_over_{name}.overall"], row, METHODS[name][0])
         last.set_title("f  L2S minus\nthe method,\na to e (1 - c)", pad=6, fontsize=8)
-        last.set(xlabel="Right: L2S better", xlim=(-0.45, 0.45), xticks=[-0.3, 0, 0.3])
+        last.set(xlabel="Right: L2S better", xlim=(-0.6, 0.6), xticks=[-0.5, 0, 0.5])
         last.grid(axis="x", lw=0.4)
         axes[0].set_yticks(range(len(methods)), [METHODS[name][1] for name in methods])
         axes[0].set_ylim(len(methods) - 0.5, -0.5)
