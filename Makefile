@@ -68,9 +68,10 @@ REMOTE := OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST)
 VLLM := python=$$($(BIN)/python tests/remote/servers/venvs.py vllm)/bin/python || python=$(BIN)/python; \
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $$python $(AGAINST) -W "ignore:Unclosed context:ResourceWarning"
 
-# what both servers need; `make remote` and `make vllm` install what is missing, too
+# the Python environments of both servers; `make remote` and `make vllm` make what is missing, too. By the Python of the
+# tests where there is one: an environment is another one's where the version differs
 servers:
-	$(PYTHON) tests/remote/servers/venvs.py vllm ndif
+	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) tests/remote/servers/venvs.py vllm ndif
 
 remote: setup
 	$(REMOTE) -m "remote and not nightly" tests/remote

@@ -78,8 +78,8 @@ def with_gated(rows: pd.DataFrame) -> pd.DataFrame:
 def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, Any]:
     """The agreement of each rule with each reader, and of the readers with each other.
 
-    `tables` are those of `FILES`. "before" is the rule for refusals that the answers of "rivals" did not change yet,
-    and "all" every answer that was read for fluency, by the rules as they were when it was read.
+    `tables` are those of `FILES`. "before" is the rule for refusals that the answers of "rivals" did not change yet.
+    "unseen" are all answers that no rule was made on, by the rules as they were when these were read.
     """
     answers, deferrals, rivals, fresh = tables
     before = rivals.assign(refuses_judge=rivals["refuses_before"])
@@ -94,7 +94,7 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
         ("rivals.", rivals, (*refusals, *deferred)),
         ("rivals_before.", before, ("refuses", "refuses_fluently")),
         ("fresh.", once, (*refusals, *deferred)),
-        ("all.", pd.concat([answers, before, once], ignore_index=True), refusals),
+        ("unseen.", pd.concat([before, once], ignore_index=True), refusals),
     ):
         rows = with_gated(table)
         for name in names:

@@ -69,7 +69,7 @@ from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.behavior import MEASURES, safety_summary, safety_values
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
-from steerlab.errors import MismatchError
+from steerlab.errors import DataError, MismatchError
 from steerlab.methods import L2S_PAPER, P2S, Context, Operation, Prompt, RoutedMean, Steerer
 from steerlab.methods.base import steering_sites
 from steerlab.metrics import Estimate
@@ -105,7 +105,7 @@ def load_parts(
     The test part "fresh" has the rows that follow the "first" one, without twins in that one either.
 
     Raises:
-        DataError: a part lacks a behavior.
+        DataError: a part lacks a behavior, or too few test rows are left.
     """
     folder = Path(harmless or Path(data).parent / "alpaca_harmless")
     everyday = read_jsonl(folder / "harmless_train_600.jsonl", "instruction", behavior="answer")
@@ -134,11 +134,16 @@ def load_parts(
 
 def first_of_each(rows: Sequence[Example]) -> list[Example]:
     """As many rows of each behavior as a test part has."""
-    return [e for behavior, n in COUNTS["test"].items() for e in [e for e in rows if e.behavior == behavior][:n]]
+    found = {name: [e for e in rows if e.behavior == name][:n] for name, n in COUNTS["test"].items()}
+    if too_few := {name: len(some) for name, some in found.items() if len(some) < COUNTS["test"][name]}:
+        raise DataError(f"{too_few} rows are left that are nearly no other row, and a test needs {COUNTS['test']}")
+    return [e for some in found.values() for e in some]
 
 
 def without_twins(rows: Sequence[Example], others: Sequence[Example]) -> list[Example]:
     """The rows that are not nearly the same as one of the others."""
+    if not rows:
+        return []
     words = TfidfVectorizer(token_pattern=r"\w+").fit([str(e.prompt) for e in (*rows, *others)])
     mine, theirs = (words.transform([str(e.prompt) for e in some]) for some in (rows, others))
     nearest = (mine @ theirs.T).max(axis=1).toarray().ravel()
@@ -374,7 +379,7 @@ def stratified(values: pd.Series, behaviors: pd.Series, seed: int) -> dict[str, 
 
 
 def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Shares of every method with intervals, and L2S minus every other on the same inputs.
+    """Shares of every method with intervals, and L2S minus every other on the same inputs (and two other pairs).
 
     `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `METHOD.seeds.*` has each seed's.
     """
@@ -395,11 +400,12 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
         summary |= {f"{name}.seeds.{one}": [round(shares[one], 4) for shares in of_seeds] for one in values[name]}
         sums = [parts_of_goal(rows).groupby(rows["behavior"]).mean().sum() for rows in seeds]
         summary[f"{name}.seeds.overall"] = [round(float(one), 4) for one in sums]
-    for other in [name for name in values if name != "l2s"]:
-        summary[f"l2s_over_{other}.overall"] = stratified(overall["l2s"] - overall[other], behaviors, seed)
-        for name in values["l2s"]:
-            difference = (values["l2s"][name].to_numpy() - values[other][name].to_numpy()).tolist()
-            summary[f"l2s_over_{other}.{name}"] = estimate([one for one in difference if one == one], seed)
+    pairs = [*(("l2s", name) for name in values if name != "l2s"), ("own", "class_mean"), ("gated", "routed_mean")]
+    for one, other in [pair for pair in pairs if {*pair} <= {*values}]:
+        summary[f"{one}_over_{other}.overall"] = stratified(overall[one] - overall[other], behaviors, seed)
+        for name in values[one]:
+            difference = (values[one][name].to_numpy() - values[other][name].to_numpy()).tolist()
+            summary[f"{one}_over_{other}.{name}"] = estimate([d for d in difference if d == d], seed)
     return summary
 
 
@@ -422,7 +428,7 @@ def main() -> None:
     arguments.add_argument(
         "--earlier", nargs="+", default=[], help="results.csv of earlier runs: their answers to test rows are taken"
     )
-    fresh = "rows that are answered at last; fresh: the ones after those of the first runs"
+    fresh = "test rows: those of the first runs, or ones after them that those had not used"
     arguments.add_argument("--test-part", choices=("first", "fresh"), default="first", help=fresh)
     arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()

@@ -28,7 +28,8 @@ from steerlab.models.fingerprint import check_same_model
 from steerlab.models.sites import Site
 
 CONSTANT = 0.05  # of a code's mean size: one that varies less is a second offset, no concept
-TOLERANCE = 0.05  # by which the codes may be larger than the level
+# by which the codes may exceed the level; and a multiplier that is as good as 0: a larger level would save nothing
+TOLERANCE, NEGLIGIBLE = 0.05, 1e-3
 Differences = Float[Tensor, "pair hidden"]
 
 
@@ -67,7 +68,7 @@ class SSAE(FittedMixin):
             or negative, where most pairs change a concept: then the constant holds it, and the pairs *without* it have
             the code.
         reached_: `error`, the share of the squared contrasts that is lost; `level`; `multiplier` of the bound,
-            its mean over the second half of the steps: 0 if it changed nothing; then the directions are arbitrary.
+            its mean over the second half of the steps: about 0 if it changed nothing; then directions are arbitrary.
 
     Raises:
         DataError: more concepts than contrasts or their rank, a contrast that is zero or NaN, or a number out of range.
@@ -154,7 +155,7 @@ class SSAE(FittedMixin):
                     if level is not None:  # dual ascent on the bound
                         multiplier = (multiplier + 0.05 * excess).clamp(min=0.0)
                         # it falls to 0 and rises again: where it stands at the end says little
-                        held += 2 * multiplier * (2 * step >= self.steps) / self.steps
+                        held += multiplier * (step >= self.steps // 2) / (self.steps - self.steps // 2)
                 shown.update()
         return encoder.detach(), shift.detach(), decoder.detach(), constant.detach(), float(held)
 
@@ -186,13 +187,13 @@ class SSAE(FittedMixin):
     def _check_level(self) -> None:
         if self.level is None or self.n_concepts == 1:  # one direction needs no bound to be found
             return
-        reached = self.reached_["level"]
+        reached, lost, multiplier = (self.reached_[name] for name in ("level", "error", "multiplier"))
         if reached > self.level * (1 + TOLERANCE):
             raise SteeringError(f"the codes have a level of {reached:.3g}, above {self.level:g}: give more steps")
-        if (lost := self.reached_["error"]) > 0.9:
-            wanted = "a larger level (level_sweep)" if self.reached_["multiplier"] else "more concepts"
+        if lost > 0.9:
+            wanted = "a larger level (level_sweep)" if multiplier > NEGLIGIBLE else "more concepts"
             warnings.warn(f"{lost:.2f} of the differences is left unexplained: give {wanted}", stacklevel=3)
-        elif not self.reached_["multiplier"] and reached < self.level * (1 - TOLERANCE):
+        elif multiplier <= NEGLIGIBLE and reached < self.level * (1 - TOLERANCE):
             warnings.warn(
                 f"level={self.level:g} bounds nothing: without it the codes have {reached:.3g}. The concepts are "
                 "then not identified: give a smaller level (level_sweep)",

@@ -467,6 +467,8 @@ def test_published_directions_have_the_sign_and_site_of_their_convention(directi
 
 def test_from_published_is_an_unfitted_steerer_with_published_layers_and_ratios(directions):
     path, shipped = directions
+    assert [len(PUBLISHED_RATIOS[name]) for name in ("llama3.1", "qwen2.5", "gemma2")] == [10, 14, 11]
+    assert PUBLISHED_RATIOS["llama3.1"][12] == 0.4 and 20 not in PUBLISHED_RATIOS["qwen2.5"]
     alpha = AlphaSteer.from_published(path, "llama3.1", gates="frozen")
     assert alpha.sites[:2] == (Site(8, "block_in"), Site(9, "block_in")) and len(alpha.sites) == 10
     assert alpha.ratio == tuple(PUBLISHED_RATIOS["llama3.1"].values()) and alpha.gates == "frozen"
@@ -491,12 +493,6 @@ def test_import_of_unknown_directions_is_refused(directions, tmp_path):
         AlphaSteer.from_published(path, "phi")
     with pytest.raises(DataError, match=r"no ratio was published for the layers \[15\]"):
         AlphaSteer.from_published(path, "llama3.1", layers=[8, 15])
-
-
-def test_published_layers_and_ratios():
-    assert [len(PUBLISHED_RATIOS[name]) for name in ("llama3.1", "qwen2.5", "gemma2")] == [10, 14, 11]
-    assert 20 not in PUBLISHED_RATIOS["qwen2.5"]
-    assert PUBLISHED_RATIOS["llama3.1"][12] == 0.4 and PUBLISHED_RATIOS["gemma2"][8] == 0.4
 
 
 @pytest.mark.data

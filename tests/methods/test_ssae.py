@@ -204,8 +204,9 @@ def test_concepts_read_at_one_layer_are_added_at_another(concepts: int) -> None:
 
 def test_levels_that_bound_nothing_warn_and_unreached_ones_are_refused() -> None:
     made = concept_shifts(500, 3, 12, changed=(1, 2))
-    with pytest.warns(UserWarning, match=r"level=50 bounds nothing: without it the codes have \d"):
-        fitted(made, 50.0)
+    with pytest.warns(UserWarning, match=r"level=1\.75 bounds nothing: without it the codes have 1\.62"):
+        assert fitted(made, 1.75).reached_["multiplier"] < 1e-4  # just above what the codes have anyway
+    assert fitted(made, 1.0).reached_["multiplier"] > 0.1
     with pytest.warns(UserWarning, match=r"0.9\d of the differences is left unexplained: give a larger level"):
         fitted(made, 0.02)
     with pytest.warns(UserWarning, match="unexplained: give more concepts") as several:

@@ -15,15 +15,12 @@ ANSWERS = pd.read_csv(FOLDER / "answers.csv", keep_default_na=False)
 SHOWN = ANSWERS[ANSWERS["text"] != ""]  # answers that comply with a harmful request, or quote one, are left out
 
 
-def test_readers_agree_with_each_other() -> None:
-    for name, least in (("refuses", 0.98), ("fluent", 0.96), ("on_topic", 0.94)):
-        assert (ANSWERS[f"{name}_a"] == ANSWERS[f"{name}_b"]).mean() >= least, name
-
-
 def test_committed_agreements_are_those_of_the_labels_and_gains() -> None:
     *tables, gains = [pd.read_csv(FOLDER / name) for name in (*FILES, "results.csv")]
     found, committed = summarize(tables, gains), json.loads((FOLDER / "summary.json").read_text())
     assert found == {name: committed[name] for name in found}
+    assert found["refuses.readers"]["value"] >= 0.98 and found["fluent.readers"]["value"] >= 0.96
+    assert (ANSWERS["on_topic_a"] == ANSWERS["on_topic_b"]).mean() >= 0.94
     assert found["on_topic.a"]["low"] > 0.85 and found["on_topic.a"]["n"] == len(gains) == 128
 
 
@@ -63,6 +60,16 @@ def test_committed_judgments_are_those_of_the_rules() -> None:
     for rule, name in ((is_refusal, "refuses_judge"), (defers_to_expert, "defers_judge")):
         assert (shown["text"].map(rule).astype(int) == shown[name]).all()
     assert (shown.apply(fluent_by_perplexity, axis=1).astype(int) == shown["fluent_judge"]).all()
+
+
+def test_fresh_labels_are_of_the_answers_that_the_safety_study_judged() -> None:
+    fresh, keys = pd.read_csv(FOLDER / "fresh.csv"), ["method", "example_id"]
+    study = pd.read_csv(FOLDER.parent / "safety_rivals/results.csv").query("seed == 0").set_index(keys)
+    rows = fresh.set_index(keys)
+    for label in ("refuses", "defers", "fluent"):
+        assert (rows[f"{label}_judge"] == study.loc[rows.index, label]).all(), label
+    assert (rows["perplexity"] - study.loc[rows.index, "perplexity"]).abs().max() < 0.01
+    assert (fresh.drop(columns="method").groupby("number").nunique() == 1).all(axis=None), "a text is labeled once"
 
 
 @pytest.mark.parametrize(("text", "refuses"), [

@@ -66,9 +66,10 @@ def _call(command: list[str], env: dict[str, str] | None = None) -> None:
 
 
 if __name__ == "__main__":  # print the folders of the environments for these servers
-    known = {"vllm": (VLLM, VLLM_THEN), "ndif": (NDIF, NDIF_THEN)}
-    try:
-        for name in sys.argv[1:]:
-            sys.stdout.write(f"{environment(*known[name])}\n")
-    except CannotInstall as error:
-        sys.exit(f"no environment with {name}: {error}")
+    failed = ""
+    for name, needs in {"vllm": (VLLM, VLLM_THEN), "ndif": (NDIF, NDIF_THEN)}.items():
+        try:
+            sys.stdout.write(f"{environment(*needs)}\n" if name in sys.argv[1:] else "")
+        except CannotInstall as error:
+            failed += f"no environment with {name}: {error}\n"
+    sys.exit(failed or 0)
