@@ -68,8 +68,8 @@ REMOTE := OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST)
 VLLM := python=$$($(BIN)/python tests/remote/servers/venvs.py vllm)/bin/python || python=$(BIN)/python; \
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=. $$python $(AGAINST) -W "ignore:Unclosed context:ResourceWarning"
 
-# the Python environments of both servers; `make remote` and `make vllm` make what is missing, too. By the Python of the
-# tests where there is one: an environment is another one's where the version differs
+# the Python environments of both servers; `make remote` and `make vllm` make what is missing, too. With the Python of
+# .venv where there is one, as they do: an environment is kept by the version of Python that made it
 servers:
 	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) tests/remote/servers/venvs.py vllm ndif
 
