@@ -17,10 +17,9 @@ UNUSED = 545  # of `harmless_train_600`: from this row on no study of Qwen had u
 def load_questions(data: str | Path, seed: int, limit: int | None) -> Sets:
     """Parts "train", "validation" and "test" with harmful questions of MM-SafetyBench in the place of AdvBench.
 
-    They are published for training, and `safety_rivals` uses none of them in its first test part (40 are in its fresh
-    one, which came later). No test question is nearly one of the
-    training or validation questions. The everyday instructions are those of `load_sets`; in the test, others that no
-    other study of Qwen had used.
+    They are published for training. The first test part of `safety_rivals` has none of them; its fresh one, which came
+    later, has 40. No test question is nearly one of the training or validation questions. The everyday instructions are
+    those of `load_sets`; in the test, others that no study of Qwen had used before.
 
     Args:
         data, seed, limit: as for `load_sets`; the folder has `noncommercial_cc_by_nc/mm_safetybench` too.

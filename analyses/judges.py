@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 from _common import numbers, parser, provenance, show_table
-from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 import steerlab
@@ -24,7 +23,7 @@ from steerlab import Example
 from steerlab._support.files import fingerprint
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, read_jsonl
-from steerlab.metrics import Estimate
+from steerlab.metrics import share_interval
 from steerlab.metrics.topic import ON_TOPIC, topic_gain
 from steerlab.models.model import Model
 
@@ -40,8 +39,7 @@ SOURCES = {  # the prompts, by the first part of an example's id
 
 def share(labels: pd.Series) -> dict[str, float]:
     """The share of answers with a label, and its 95 % interval (Wilson)."""
-    interval = binomtest(int(labels.sum()), len(labels)).proportion_ci(method="wilson")
-    return numbers(Estimate(labels.mean(), interval.low, interval.high, len(labels)))
+    return numbers(share_interval(int(labels.sum()), len(labels)))
 
 
 def agreement(rule: pd.Series, reader: pd.Series) -> dict[str, float]:

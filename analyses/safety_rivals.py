@@ -379,7 +379,8 @@ def stratified(values: pd.Series, behaviors: pd.Series, seed: int) -> dict[str, 
 
 
 def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Shares of every method with intervals, and L2S minus every other on the same inputs (and two other pairs).
+    """Shares of every method with intervals, and on the same inputs L2S minus every other, the own vectors minus
+    the mean of the true behavior, and L2S behind a probe minus the probe's mean.
 
     `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `METHOD.seeds.*` has each seed's.
     """
