@@ -1,6 +1,5 @@
 """What people try in their first hour works, or says what would."""
 
-import json
 import subprocess
 import sys
 
@@ -9,7 +8,6 @@ from count import ROOT
 
 def test_what_people_try_first_works_or_says_what_would() -> None:
     """In a process of its own, as for a user: without runtime type checks, which would refuse much of it before."""
-    script = ROOT / "tests" / "house" / "first_hour.py"
-    run = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert len(json.loads(run.stdout)) >= 30
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests" / "house" / "first_hour.py"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0 and "32 passed" in run.stdout, run.stdout[-3000:]
