@@ -103,7 +103,9 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
         f"ed_published.{reader}": agreement(deferrals["published_judge"], deferrals[f"defers_{reader}"])
         for reader in "ab"
     }
-    for (key, table), name in product((("", answers), ("rivals_before.", before)), ("refuses", "fluent")):
+    by_model = [("", answers, "refuses"), ("", answers, "fluent")]
+    by_model += [("rivals_before.", before, "refuses"), ("rivals.", rivals, "fluent")]
+    for key, table, name in by_model:
         for model, rows in table.groupby("model"):
             found[f"{key}{name}.a.{model}"] = agreement(rows[f"{name}_judge"], rows[f"{name}_a"])
     shares = (("refuse", "refuses_fluently"), ("defer", "defers_fluently"), ("defer", "refuses"))

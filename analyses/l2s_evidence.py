@@ -23,6 +23,8 @@ there the questions themselves are of another kind.
 The summary has this task as section "expert", for which it was made (the README says why not experts), and beside it
 the numbers of `l2s_images.py` ("pictures") and `safety_rivals.py` ("safety").
 
+With `--only-sections` these two are copied anew, and nothing else changes.
+
 An interrupted run resumes from finished stages. Processes can share the work by `--clues`: the last run, with all of
 them, reads what is there. `--earlier` takes the judged answers of an earlier run from its results.csv, so that only
 methods that it lacks, and questions without a clue, are answered.
@@ -53,7 +55,7 @@ from safety_rivals import CHOSEN_BY
 
 import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
-from steerlab._support.files import fingerprint
+from steerlab._support.files import fingerprint, write_json
 from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
@@ -77,6 +79,7 @@ UNRELATED = (
     "I grew up on a farm.", "I only understand short answers.", "My family talks a lot.", "I am new to this.",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
+SAFETY = (RESULTS / "safety_rivals", RESULTS / "safety_rivals/smollm2")
 WITH_ZERO = ("gated_mean", "routed_mean_and_zero", "linear_and_zero", "l2s_and_zero")
 INSTRUCTIONS = {
     "message": "Answer in the language of the message.", "name": "Answer in that language.",
@@ -321,6 +324,14 @@ def section(folder: str | Path, measures: Sequence[str]) -> dict[str, Any]:
     return {found["provenance"]["model"]: kept}
 
 
+def sections_of_others(pictures: str | Path, safety: Sequence[str | Path]) -> dict[str, Any]:
+    """The sections "pictures" and "safety", read from the results of their studies."""
+    shares: dict[str, Any] = {}
+    for folder in safety:
+        shares |= section(folder, ("overall", *CHOSEN_BY, "refuse_expert"))
+    return {"pictures": section(pictures, ("right", "chair_s")), "safety": shares}
+
+
 def side_effects(answers: pd.DataFrame, seed: int) -> dict[str, Any]:
     """By clue and method, the shares of questions without a clue, "plain" alone and before an "unrelated" sentence,
     that are answered in English; questions are resampled."""
@@ -382,15 +393,19 @@ def main() -> None:
     arguments.add_argument("--clues", nargs="+", choices=LANGUAGE_CLUES, default=list(LANGUAGE_CLUES))
     arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers are taken")
     arguments.add_argument("--pictures", default=RESULTS / "l2s_images", help="results of l2s_images.py")
-    rivals = [RESULTS / "safety_rivals", RESULTS / "safety_rivals/smollm2"]
+    arguments.add_argument("--safety", nargs="+", default=SAFETY, help="results of safety_rivals.py, one a model")
     arguments.add_argument(
-        "--safety", nargs="+", default=rivals, help="results of safety_rivals.py, one for each model"
+        "--only-sections", action="store_true", help="copy the other studies' numbers into OUT/summary.json, and stop"
     )
     arguments.add_argument("--readings", help="CSV file: which answers (by fingerprint) a reader found readable")
     arguments.set_defaults(max_new_tokens=24, batch_size=32)
     args = arguments.parse_args()
     if args.limit is not None and args.limit < 3:
         arguments.error("--limit: give at least 3, so that every part has questions")
+    sections = sections_of_others(args.pictures, args.safety)
+    if args.only_sections:
+        write_json(Path(args.out) / "summary.json", read_summary(args.out) | sections)
+        return
     model = steerlab.load(args.model, device=args.device)
     everything = [e for name in LANGUAGE_CLUES for e in language_questions(name)]
     identity = {"study": "l2s_evidence", "weights": model.info()["weights"], "data": data_hash(everything)}
@@ -399,9 +414,6 @@ def main() -> None:
     identity |= {"unseen": UNSEEN, "instructions": INSTRUCTIONS, "without_clue": UNRELATED}
     study = Study(args.out, identity)
     earlier = None if args.earlier is None else earlier_answers(args.earlier, study.identity)
-    sections = {"pictures": section(args.pictures, ("right", "chair_s")), "safety": {}}
-    for folder in args.safety:
-        sections["safety"] |= section(folder, ("overall", *CHOSEN_BY, "refuse_expert"))
     constant, parts, cosines, without_clue = [], [], [], []
     for name in args.clues:
         clue = Clue(study, model, name, args, earlier)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from l2s_evidence import WITH_ZERO, earlier_answers, with_readings
+from l2s_evidence import RESULTS, SAFETY, WITH_ZERO, earlier_answers, sections_of_others, with_readings
 from running import succeed
 from saved import tiny_folder
 
 from steerlab._support.files import fingerprint
 from steerlab.data import LANGUAGE_CLUES
 from steerlab.errors import MismatchError
+from steerlab.plots import read_summary
 
 ANSWERS = pd.DataFrame({"text": ["Hallo.", "Bonjour."], "right": [1, 0]})
 ROW = ("clue", "part", "method", "example_id")
@@ -38,6 +39,11 @@ def test_only_readable_answers_in_the_wanted_language_count(tmp_path: Path) -> N
     assert with_readings(ANSWERS, str(tmp_path / "readings.csv"))["right_readably"].tolist() == [0.0, 0.0]
 
 
+def test_committed_sections_are_the_numbers_of_their_studies() -> None:
+    sections = sections_of_others(RESULTS / "l2s_images", SAFETY)
+    assert sections.items() <= read_summary(RESULTS / "l2s_evidence").items()
+
+
 @pytest.mark.nightly
 def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     model, out = tiny_folder(tmp_path / "model", n_layers=6), tmp_path / "evidence"
@@ -50,6 +56,9 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     assert before == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("name-*.csv")}
     sections, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
     [summary] = sections["expert"].values()
+    (out / "summary.json").write_text(json.dumps({**sections, "safety": {}}))
+    succeed(*arguments, "--only-sections")
+    assert json.loads((out / "summary.json").read_text()) == sections
     assert sections["pictures"]["scenes-vlm"]["captions.l2s_over_none.chair_s"].keys() == {"value", "low", "high", "n"}
     assert ["l2s_over_routed_mean.overall" in one for one in sections["safety"].values()] == [True, True]
     plain = results[results["behavior"] == "English"]
