@@ -263,7 +263,7 @@ def _rescaled(model: Model, request: Request, intervention: Intervention, contex
             "scale='raw'"
         )
     if scale == "token_norm" and not intervention.rule.adds:
-        raise SteeringError(f"scale='token_norm' is for vectors that are added, not for {type(operator).__name__}")
+        raise SteeringError(f"scale='token_norm' is for Add, not for {type(operator).__name__}: use scale='raw'")
     if site.part != "text" and scale == "norm":
         raise SteeringError(f"scale='norm' takes the norm of a token's state; at {site} use 'raw' or 'token_norm'")
     if vectors is None:

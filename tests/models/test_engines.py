@@ -36,15 +36,6 @@ def edits_of(inputs: Inputs, *sites: Site) -> SiteEdits:
     return {site: [Edit(3 * torch.randn(len(mask), 32, generator=draw), mask, True)] for site in sites}
 
 
-def state_at(module: nn.Module, is_input: bool, run: Callable[[], Any]) -> Tensor:
-    """The first argument or the output of a module, by a plain hook."""
-    found: list[Tensor] = []
-    with torch.no_grad(), plain.changing(module, lambda h: found.append(h) or h, is_input):
-        run()
-    (h,) = found
-    return h
-
-
 def no_hooks(hf: nn.Module) -> bool:
     """Whether steerlab and nnsight left no hook; transformers leaves some where hidden states were requested."""
     hooks = [h for m in hf.modules() for d in (m._forward_hooks, m._forward_pre_hooks) for h in d.values()]
@@ -73,11 +64,12 @@ def test_state_at_each_point_is_that_of_a_plain_hook(lm: LM, family: str, backen
     inputs = inputs_of(model)
     sites = [Site(2, "mlp_out"), Site(1, "attn_out"), Site(2), Site(1, "block_in"), Site(2, "attn_out"), Site(0)]
     found = model.engine.capture_states(inputs, {}, sites, lambda h: h.reshape(3, -1, 32))
-    name = {"attn_out": model.layout.attention_name, "mlp_out": model.layout.mlp_name}
+    seen: list[Tensor] = []
+    other = Model(oracle, model.tokenizer, find_layout(oracle), id=family)
     for i, site in enumerate(sites):
-        module = module_at(blocks(oracle, find_layout(oracle))[site.layer], name.get(site.point) or "")
-        h = state_at(module, site.point == "block_in", lambda: oracle(**inputs, use_cache=False))
-        assert torch.equal(found[:, i], h.reshape(3, -1, 32)), str(site)
+        with torch.no_grad(), plain.hooked(other, site, lambda h: seen.append(h) or h):
+            oracle(**inputs, use_cache=False)
+        assert torch.equal(found[:, i], seen.pop().reshape(3, -1, 32)) and not seen, str(site)
 
 
 @families

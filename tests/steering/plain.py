@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerlab.models.layout import blocks
+from steerlab import Site
+from steerlab.models.layout import blocks, module_at
 from steerlab.models.model import Model
 
 Columns = Callable[[int, int], list[int]]  # (prompt tokens, tokens so far) -> the columns to steer
@@ -51,9 +52,12 @@ def changing(
         yield
 
 
-def hooked(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> AbstractContextManager:
-    """Replace the output of one block by `change` of it."""
-    return changing(blocks(model.hf, model.layout)[layer], change)
+def hooked(model: Model, site: Site | int, change: Callable[[Tensor], Tensor]) -> AbstractContextManager:
+    """Replace the states of a site, or the output of a block, by `change` of them."""
+    site, layout = Site(site) if isinstance(site, int) else site, model.layout
+    names = {"mlp_out": layout.mlp_name, "attn_out": layout.attention_name, "heads": layout.heads_name}
+    module = module_at(blocks(model.hf, layout)[site.layer], names.get(site.point) or "")
+    return changing(module, change, site.point in ("block_in", "heads"))
 
 
 @contextmanager

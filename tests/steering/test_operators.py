@@ -10,20 +10,20 @@ import hypothesis
 import plain
 import pytest
 import torch
-from comparisons import check_copies, check_hooks, check_padding
-from fitted import HIDDEN, LAYER, PROMPTS, Fixed, make_lm, make_steerers, own_vector, sides
+from comparisons import check_copies, check_hooks, check_padding, edits_of, encoded, states
+from fitted import HIDDEN, IDS, LAYER, PROMPTS, Fixed, make_lm, make_steerers, own_vector, sides
 from hypothesis import strategies as st
 from nightly import by_day
 from torch import Tensor
 
-from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, score, steer
+from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, steer
 from steerlab.errors import DataError, LayoutError, MismatchError, SteeringError
 from steerlab.methods import Add, AlphaSteer, Clamp, Gated, LinearProbe, Operation, ProjectOut, Replace, Rotate, Scale
 from steerlab.methods.base import Context, Intervention
 from steerlab.methods.gradient import GradientField
 from steerlab.methods.spherical import Spherical
 from steerlab.models.check import self_check
-from steerlab.models.layout import blocks, find_layout
+from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_hf
 
@@ -31,27 +31,33 @@ V = 3 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4))
 U = V / V.norm()
 WHERE = "last+generated"
 
-# name: what is given to `Operation`, and the same by hand for states `(tokens, hidden)` and a strength
-OPERATIONS: dict[str, tuple[Any, Callable[[Tensor, float], Tensor]]] = {
-    "add": ("add", lambda h, a: h + a * V),
-    "project_out": ("project_out", lambda h, a: h - a * torch.outer(h @ U, U)),
-    "clamp": (Clamp(-0.1, 0.05), lambda h, a: h + a * torch.outer((h @ U).clamp(-0.1, 0.05) - h @ U, U)),
-    "cap": (Clamp(high=0.05), lambda h, a: h - a * torch.outer((h @ U - 0.05).clamp(min=0), U)),
-    "replace": ("replace", lambda h, a: (1 - a) * h + a * V),
-    "rotate": ("rotate", lambda h, a: plain.turned(h, U, a)),
-    "scale": (Scale(0.25), lambda h, a: h * (1 + a * (0.25 - 1))),
+# name: what is given to `Operation`, and the same by hand for states `(tokens, hidden)`, a strength and a vector
+OPERATIONS: dict[str, tuple[Any, Callable[..., Tensor]]] = {
+    "add": ("add", lambda h, a, v=V: h + a * v),
+    "project_out": ("project_out", lambda h, a, v=V: h - a * torch.outer(h @ v, v) / (v @ v)),
+    "clamp": (Clamp(-0.1, 0.05), lambda h, a, v=V: limited(h, a, v / v.norm(), -0.1, 0.05)),
+    "cap": (Clamp(high=-0.05), lambda h, a, v=V: limited(h, a, v / v.norm(), None, -0.05)),
+    "replace": ("replace", lambda h, a, v=V: (1 - a) * h + a * v),
+    "rotate": ("rotate", lambda h, a, v=V: plain.turned(h, v / v.norm(), a)),
+    "scale": (Scale(0.25), lambda h, a, v=V: h * (1 + a * (0.25 - 1))),
 }
 FEW = ("gemma2", "gpt2")  # all others are compared at night
 operations = pytest.mark.parametrize("name", list(OPERATIONS))
 
 
-def operation(name: str, **options: Any) -> Operation:
-    return Operation(LAYER if name == "scale" else SteeringVector({LAYER: V}), OPERATIONS[name][0], **options)
+def limited(h: Tensor, a: float, u: Tensor, low: float | None, high: float | None) -> Tensor:
+    """The component along u moved into a range, by a share; a cap below 0 moves every component below it."""
+    return h + a * torch.outer((h @ u).clamp(low, high) - h @ u, u)
+
+
+def operation(name: str, point: str = "block_out", **options: Any) -> Operation:
+    site = Site(LAYER, point)
+    return Operation(site if name == "scale" else SteeringVector({site: V}), OPERATIONS[name][0], **options)
 
 
 def by_hand(
     model: Model, change: Callable[[Tensor, float], Tensor], alpha: Callable[[int], float], positions: str,
-    number: int, prompt: str,
+    number: int, prompt: str, point: str = "block_out",
 ) -> list[Any]:  # fmt: skip
     """A hook that changes each token by itself; `alpha` gives the strength of the k-th generated token, or of -1."""
     _, n_prompt = plain.chat_ids(model, prompt)
@@ -63,17 +69,24 @@ def by_hand(
                 h[0, column] = change(h[0, column : column + 1].float(), strength)[0].to(h)
         return h
 
-    return [plain.hooked(model, LAYER, changed)]
+    return [plain.hooked(model, Site(LAYER, point), changed)]
+
+
+PLACES = [("nnsight", "block_in"), ("nnsight", "attn_out"), ("nnsight", "mlp_out"), ("hooks", "block_out")]
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    by_day(product(FAMILIES, OPERATIONS), lambda family, name: name == "project_out" or family in FEW),
+    ("family", "name", "where"),
+    by_day(
+        [*product(FAMILIES, OPERATIONS, [("nnsight", "block_out")]), *product(FEW, OPERATIONS, PLACES)],
+        lambda family, name, where: name == "project_out" or (family in FEW and "block_out" in where),
+    ),
 )
-def test_operators_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
-    model = make_lm(family)
-    hooks = partial(by_hand, model, OPERATIONS[name][1], lambda _: 0.7, WHERE)
-    check_hooks(model, Request(operation(name), 0.7, WHERE), hooks)
+def test_operators_equal_plain_hooks_in_every_family(family: str, name: str, where: tuple[str, str]) -> None:
+    (backend, point), change = where, OPERATIONS[name][1]
+    model = make_lm(family, backend)
+    hooks = partial(by_hand, model, change, lambda _: 0.7, WHERE, point=point)
+    check_hooks(model, Request(operation(name, point), 0.7, WHERE), hooks)
 
 
 @sides
@@ -82,18 +95,40 @@ def test_operators_leave_padding_out(side: str, name: str) -> None:
     check_padding(make_lm("gpt2"), Request(operation(name), 0.7, "all"), side)
 
 
-@operations
-def test_strength_zero_and_unsteered_rows_are_bit_identical(name: str) -> None:
-    model = make_lm("qwen2")
-    before = score(model, PROMPTS, ["no"] * 3)["logprob"].tolist()
-    zero = score(model, PROMPTS, ["no"] * 3, steer=operation(name), alpha=[0.0, 0.5, 0.0])["logprob"].tolist()
-    assert (zero[0], zero[2]) == (before[0], before[2]) and zero[1] != before[1]
-    assert score(model, PROMPTS, ["no"] * 3, steer=operation(name), alpha=0.0)["logprob"].tolist() == before
+def steerer_called(name: str) -> Any:
+    """An operation; one of a head, for a while, or gated by token; a method that brings its own."""
+    if name == "head":
+        return Operation(SteeringVector({HEADS: V}), "project_out", heads=[1])
+    if name == "field":
+        return GradientField(LAYER, epochs=2).fit(make_acts_at(LAYER))
+    if name == "spherical":
+        return Spherical([LAYER], concentration=1.0, threshold=-1.0).fit(make_acts_at(LAYER))
+    options = {"fading": {"first": 3, "decay": 0.5}, "gated": {"gate": lambda h: (h[..., 0] > 0).float()}}
+    return operation("rotate" if name in options else name, **options.get(name, {}))
 
 
-@operations
+OTHERS = ("head", "fading", "gated", "spherical", "field")
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@pytest.mark.parametrize("name", [*OPERATIONS, *OTHERS])
+def test_strength_zero_and_unsteered_rows_are_bit_identical(name: str, backend: str) -> None:
+    model, steerer = make_lm("llama", backend), steerer_called(name)
+    batch = encoded(model)
+    before = states(model, batch, {})
+    none, mixed = (states(model, batch, edits_of(model, batch, Request(steerer, a))) for a in (0.0, [0.0, 0.5, 0.0]))
+    assert torch.equal(none, before) and torch.equal(mixed[::2], before[::2]) and not torch.equal(mixed[1], before[1])
+    texts = [generate(model, PROMPTS, max_new_tokens=4, **how).ids for how in ({"steer": steerer, "alpha": 0}, {})]
+    assert texts[0] == texts[1]
+    h = torch.randn(3, 4, HIDDEN)
+    for one in steerer.interventions(Context(IDS)):
+        vector = torch.zeros(HIDDEN) if one.vectors is None else one.vectors[:, None]
+        assert torch.equal(one.rule.operator(h, vector, torch.zeros(3, 4, 1)), h), "nor does the operator itself"
+
+
+@pytest.mark.parametrize("name", [*OPERATIONS, *OTHERS])
 def test_copies_of_rows_are_changed_as_their_row_alone(name: str) -> None:
-    check_copies(make_lm("llama"), Request(operation(name), 0.7, "all"))
+    check_copies(make_lm("llama"), Request(steerer_called(name), 0.7, "all"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -197,15 +232,15 @@ def test_gate_of_a_probe_decides_token_by_token() -> None:
     check_hooks(model, Request(operation("add", gate=probe), 0.5, "all"), hooks)
 
 
-def test_own_vector_of_each_input_is_the_direction_of_an_operator() -> None:
-    model, l2s = make_lm("llama"), make_steerers("llama")["l2s"]
-    context = [own_vector(model, l2s, prompt, number) for number, prompt in enumerate(PROMPTS)]
+@pytest.mark.parametrize("name", ["project_out", "clamp", "replace", "rotate"])
+def test_own_vector_of_each_input_is_the_direction_of_an_operator(name: str) -> None:
+    model, l2s, (operator, change) = make_lm("llama"), make_steerers("llama")["l2s"], OPERATIONS[name]
+    own = [own_vector(model, l2s, prompt, number) for number, prompt in enumerate(PROMPTS)]
 
     def hooks(number: int, prompt: str) -> list[Any]:
-        u = context[number] / context[number].norm()
-        return by_hand(model, lambda h, a: h - a * torch.outer(h @ u, u), lambda _: 1.0, "all", number, prompt)
+        return by_hand(model, partial(change, v=own[number]), lambda _: 0.8, "all", number, prompt)
 
-    check_hooks(model, Request(Operation(l2s, "project_out"), 1.0, "all"), hooks)
+    check_hooks(model, Request(Operation(l2s, operator), 0.8, "all"), hooks)
 
 
 def test_operators_are_applied_in_the_order_given() -> None:
@@ -222,17 +257,21 @@ def test_operators_are_applied_in_the_order_given() -> None:
                 assert found.ids[number] == plain.new_ids(model, prompt, 5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_along_a_direction_is_left_while_decoding(family: str) -> None:
-    model, seen = make_lm(family), []
-    with steer(model, operation("project_out"), positions="all") as run, plain.hooked(model, LAYER + 1, lambda h: h):
-        handle = blocks(model.hf, model.layout)[LAYER + 1].register_forward_pre_hook(
-            lambda _, args: seen.append((args[0] @ U).abs() / args[0].norm(dim=-1))
-        )
-        ids = model.hf.generate(**model.tokenizer("A heron is", return_tensors="pt"), max_new_tokens=5)
-        handle.remove()
-    assert len(seen) == 5 and max(float(one.max()) for one in seen) < 1e-4 and ids.shape[1] > 5
-    assert run.steered_tokens > 5
+    model, seen, ablated = make_lm(family), [], operation("project_out")
+
+    def look(h: Tensor) -> Tensor:
+        seen.append((h @ U).abs() / h.norm(dim=-1))
+        return h
+
+    with plain.hooked(model, Site(LAYER + 1, "block_in"), look):
+        with steer(model, ablated, positions="all") as run:
+            model.hf.generate(**model.tokenizer("A heron is", return_tensors="pt"), max_new_tokens=5, min_new_tokens=5)
+        assert run.steered_tokens > 5 == len(seen)
+        rows = ["Is it 7 or 9?", "Is it 8 or 3?"]  # of one length: a pad is no token, and stays as it is
+        generate(model, rows, steer=ablated, positions="all", max_new_tokens=5, min_new_tokens=5)
+    assert len(seen) >= 10 and max(float(one.max()) for one in seen) < 1e-4
 
 
 def test_what_an_operator_cannot_do_is_refused() -> None:
@@ -253,12 +292,14 @@ def test_what_an_operator_cannot_do_is_refused() -> None:
         Operation(zero, Scale(0.0))
     with pytest.raises(SteeringError, match="is an Operation already: give all settings to one"):
         Operation(operation("rotate"), first=2)
+    with pytest.raises(SteeringError, match="expected one of add, project_out, replace, rotate"):
+        Operation({LAYER: V}, "ablate")
     for given in ("scale", "clamp"):
         with pytest.raises(SteeringError, match=r"give it with its numbers, such as Clamp\(high=2.0\)"):
             Operation({LAYER: V}, given)
     with pytest.raises(SteeringError, match=r"Scale uses no vector: give the layers, not \{1: "):
         Operation({LAYER: V}, Scale(0.0))
-    with pytest.raises(SteeringError, match="'token_norm' is for vectors that are added, not for Replace"):
+    with pytest.raises(SteeringError, match="'token_norm' is for Add, not for Replace: use scale='raw'"):
         generate(model, PROMPTS, steer=operation("replace"), scale="token_norm")
     with pytest.raises(SteeringError, match="gives no vector at 1, and Replace uses one"):
         generate(model, PROMPTS, steer=Operation(Fixed(Intervention(Site(LAYER))), Replace()))
@@ -291,11 +332,6 @@ def test_operations_are_saved_gated_and_moved_to_another_layer(tmp_path) -> None
 # --- attention heads -------------------------------------------------------------------------------------------
 
 HEADS = Site(LAYER, "heads")
-HEAD = {  # of chosen heads: states `(tokens, width of a head)` with the part of the vector that belongs to the head
-    "add": ("add", lambda h, v: h + 0.7 * v),
-    "project_out": ("project_out", lambda h, v: h - 0.7 * torch.outer(h @ v, v) / (v @ v)),
-    "scale": (Scale(0.0), lambda h, _: 0.3 * h),
-}
 
 
 def projection(model: Model) -> torch.nn.Module:
@@ -324,12 +360,12 @@ def heads_by_hand(
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), by_day(product(FAMILIES, HEAD), lambda family, name: name == "project_out" or family in FEW)
+    ("family", "name"), by_day(product(FAMILIES, OPERATIONS), lambda *case: case[1] == "project_out" or case[0] in FEW)
 )
 def test_chosen_heads_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
-    model, (operator, change) = make_lm(family), HEAD[name]
-    steerer = Operation(HEADS if name == "scale" else SteeringVector({HEADS: V}), operator, heads=[1, 3])
-    check_hooks(model, Request(steerer, 0.7, "all"), lambda *_: [heads_by_hand(model, change, [1, 3])])
+    model, change = make_lm(family), OPERATIONS[name][1]
+    request = Request(operation(name, "heads", heads=[1, 3]), 0.7, "all")
+    check_hooks(model, request, lambda *_: [heads_by_hand(model, lambda h, v: change(h, 0.7, v), [1, 3])])
 
 
 def test_a_direction_without_length_at_a_chosen_head_and_a_scorer_of_all_heads_are_refused() -> None:

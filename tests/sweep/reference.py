@@ -1,7 +1,6 @@
 """What a sweep must equal: one plain forward with a hook per setting and input, or `steer` for each setting."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 import steerlab
 from steerlab import Activations, Contrast, Example, MeanDifference, Site, SteeringVector
 from steerlab.methods.base import Context, Intervention, Steerer
-from steerlab.models.layout import blocks, module_at
 from steerlab.models.model import Model
 
 PROMPTS = (
@@ -82,13 +80,6 @@ def at_forward(model: Model, number: int, act: Callable[[], object]) -> Removabl
     return model.hf.register_forward_pre_hook(count)
 
 
-def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> AbstractContextManager:
-    """A plain hook on the module that holds the site: `delta` is added at some columns."""
-    block, layout, change = blocks(model.hf, model.layout)[site.layer], model.layout, plain.adding(delta, where)
-    names = {"mlp_out": layout.mlp_name, "attn_out": layout.attention_name, "heads": layout.heads_name}
-    return plain.changing(module_at(block, names.get(site.point) or ""), change, site.point in ("block_in", "heads"))
-
-
 @torch.no_grad()
 def expected(model: Model, example: Example, site: Site, delta: Tensor, positions: str) -> dict[str, float]:
     """All metrics of answers for one setting and input."""
@@ -97,7 +88,7 @@ def expected(model: Model, example: Example, site: Site, delta: Tensor, position
     sums, rows = {}, {}
     for side in ("positive", "negative"):
         ids, n = plain.chat_ids(model, example.prompt, getattr(pair, side))
-        with adding(model, site, delta, plain.COLUMNS[positions](n, len(ids))):
+        with plain.hooked(model, site, plain.adding(delta, plain.COLUMNS[positions](n, len(ids)))):
             logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
         places = torch.arange(n, len(ids))
         picked = logits[places - 1, torch.tensor(ids)[places]]

@@ -140,10 +140,14 @@ def test_operators_share_a_sweep_and_equal_steer(lm, backend: str, tmp_path) -> 
     methods: dict[str, Any] = {name: Operation(v, name) for name in ("project_out", "replace", "rotate")}
     methods |= {
         "clamp": Operation(v, Clamp(-0.1, 0.1)), "scale": Operation(1, Scale(0.3)), "mean": random_vector(1, 1),
-        "first": Operation(v, first=1), "heads": Operation(random_vector(Site(2, "heads")), "replace", heads=[0, 3]),
+        "first": Operation(v, first=1), "decay": Operation(v, "rotate", decay=0.5),
+        "gate": Operation(v, "replace", gate=lambda h: (h[..., 0] > 0).float()),
+        "heads": Operation(random_vector(Site(2, "heads")), "replace", heads=[0, 3]),
     }  # fmt: skip
     given: Any = {name: {one.site: one} for name, one in methods.items()}
     options: dict[str, Any] = {"folder": tmp_path, "progress": False}
+    plan = sweep(model, rows, given, None, (0.0, 0.5, 1.0), list(POSITIONS), "logprob_difference", dry_run=True)
+    assert "restarts at the cached output" in plan.explain()
     frame = sweep(model, rows, given, None, (0.0, 0.5, 1.0), list(POSITIONS), "logprob_difference", **options)
     check_settings(frame, methods, lambda one, alpha, where: by_score(lm(), one, rows, alpha, where))
     recorder = Recorder()

@@ -12,6 +12,7 @@ from steerlab import SteeringVector, capture, generate, score, sweep
 from steerlab.analysis.patching import LogitDifference, patch
 from steerlab.data.inputs import as_examples
 from steerlab.errors import LayoutError, LoadError, RemoteError, SteeringError
+from steerlab.methods import Operation
 from steerlab.models.interventions import Edit
 from steerlab.models.sites import Site
 
@@ -88,9 +89,9 @@ def test_steering_changes_texts_and_leaves_nothing_behind(remote) -> None:
 def test_l2s_vectors_come_from_the_unsteered_prompt(remote, near) -> None:
     """The net reads states that vLLM captured beforehand, also above the steered block."""
     l2s = fitted_l2s(near(), 16)
-    options = dict(steer=l2s, alpha=3.0, max_new_tokens=STEPS)
-    ours, theirs = generate(remote(), PROMPTS, **options), generate(near(), PROMPTS, **options)
-    assert ours.ids == theirs.ids
+    for options in (dict(steer=l2s, alpha=3.0), dict(steer=Operation(l2s, "rotate"), alpha=0.8)):
+        ours, theirs = (generate(model(), PROMPTS, max_new_tokens=STEPS, **options) for model in (remote, near))
+        assert ours.ids == theirs.ids
     assert ours.ids != generate(remote(), PROMPTS, max_new_tokens=STEPS).ids
     assert near_to(*(score(model(), PROMPTS, ANSWERS, steer=l2s, alpha=3.0)["logprob"] for model in (remote, near)))
 
