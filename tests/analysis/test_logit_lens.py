@@ -83,11 +83,13 @@ def test_ranks_of_given_tokens_and_every_token_of_a_prompt() -> None:
 @pytest.mark.parametrize("point", ["block_in", "attn_out", "mlp_out"])
 def test_lens_inside_a_block_equals_norm_and_head_by_hand(family: str, point: str) -> None:
     model, seen = tiny_lm(family), []
-    frame = logit_lens(model, PROMPTS[1:], [Site(1, point)], top=1)
+    frame = logit_lens(model, PROMPTS, [Site(1, point)], top=1)
     with plain.hooked(model, Site(1, point), lambda h: seen.append(h.flatten(0, -2)[-1]) or h):
-        plain.logits(model, plain.chat_ids(model, PROMPTS[1])[0])
-    assert frame["layer"].tolist() == [f"1.{point}"]
-    assert frame["probability"][0] == pytest.approx(float(said(model, seen[0]).max()), rel=1e-3)
+        for prompt in PROMPTS:
+            plain.logits(model, plain.chat_ids(model, prompt)[0])
+    best = said(model, torch.stack(seen)).max(-1)
+    assert frame["layer"].tolist() == [f"1.{point}"] * 2 and frame["token_id"].tolist() == best.indices.tolist()
+    assert frame["probability"].tolist() == pytest.approx(best.values.tolist(), rel=1e-3)
     patch(model, ["a cat"], ["a dog"], ("a", "b"), layers=[Site(1, point)])  # without a warning
 
 

@@ -1,12 +1,14 @@
 """What decoding under each operator costs, as a ratio to unsteered decoding.
 
-    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/operators.py [--model smollm2] [--rounds 5] [--out FOLDER]
+    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/operators.py [--model smollm2] [--rounds 6] [--out FOLDER]
 
-Two copies of the model generate, the second one steered, and take turns token by token: a slow second of the machine
-falls on both. The ratio of a round is that of the median seconds of a token after the prompt. The row "nothing" steers
-neither: it says what the machine can tell apart. Every token is changed at one layer. Never part of the tests.
+Two copies of the model generate, one of them steered, and take turns token by token: a slow second of the machine falls
+on both. From round to round the other one is steered. The ratio of a round is that of the median seconds of a token
+after the prompt. The row "nothing" steers neither: it says what the machine can tell apart. Every token is changed at
+one layer. Threads that spin while they wait would slow the other's turn. Never part of the tests.
 """
 
+import os
 import statistics
 import threading
 import time
@@ -51,36 +53,41 @@ class Turns(StoppingCriteria):
         return statistics.median(self.seconds[1:])
 
 
-def in_turns(plain: Any, steered: Any) -> float:
-    """Seconds of a token of the steered generation, over those of the plain one."""
+def in_turns(first: Any, second: Any) -> list[float]:
+    """The median seconds of a token of both generations."""
     one, two = threading.Semaphore(1), threading.Semaphore(0)
     with ThreadPoolExecutor(2) as pool:
-        seconds = list(pool.map(Turns.run, (Turns(one, two), Turns(two, one)), (plain, steered)))
-    return seconds[1] / seconds[0]
+        return list(pool.map(Turns.run, (Turns(one, two), Turns(two, one)), (first, second)))
 
 
 def main() -> None:
     parser = arguments(__doc__, "operators")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=6)
     args = parser.parse_args()
-    model, copy = steerlab.load(args.model), steerlab.load(args.model)
-    prompts = [f"Tell me in a few words what happened in the year {1900 + i}." for i in range(args.batch)]
-    options: dict[str, Any] = {"max_new_tokens": args.tokens, "min_new_tokens": args.tokens, "progress": False}
-    plain = partial(steerlab.generate, copy, prompts, batch_size=args.batch, **options)
-    operators = {}
-    for name, steerer in {"nothing": None, **steerers(model)}.items():
+    models = [steerlab.load(args.model), steerlab.load(args.model)]
+    prompts = [f"Tell me in a few words what happened in the year {1900 + i}." for i in range(16)]
+    options: dict[str, Any] = {"max_new_tokens": 32, "min_new_tokens": 32, "batch_size": 16, "progress": False}
+    operators, plain_seconds = {}, []
+    for name, steerer in {"nothing": None, **steerers(models[0])}.items():
         how: dict[str, Any] = {} if steerer is None else {"steer": steerer, "alpha": 0.5}
-        steered = partial(steerlab.generate, model, prompts, batch_size=args.batch, **how, **options)
-        found = np.array([in_turns(plain, steered) for _ in range(args.rounds + 1)][1:])
+        ratios = []
+        for way in [1, -1] * (args.rounds // 2 + 1):
+            given = zip(models, ({}, how)[::way], strict=True)
+            pair = (partial(steerlab.generate, one, prompts, **options, **each) for one, each in given)
+            plain, steered = in_turns(*pair)[::way]
+            ratios.append(steered / plain)
+            plain_seconds.append(plain)
+        found = np.array(ratios[2:])  # after one of each
         interval = stats.t.interval(0.95, len(found) - 1, found.mean(), stats.sem(found))
         operators[name] = {"ratio": round(float(found.mean()), 4), "interval": np.round(interval, 4).tolist()}
         print(name, operators[name], flush=True)
-    settings = {"model": args.model, "batch": args.batch, "new_tokens": args.tokens, "rounds": args.rounds}
-    found_on = {"threads": torch.get_num_threads(), "versions": model.info()["versions"]}
-    report(settings | found_on | {"operators": operators}, args.out / "summary.json")
+    summary = {
+        "model": args.model, "rounds": args.rounds, **options, "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"), "operators": operators,
+        "seconds_of_a_token": round(statistics.median(plain_seconds), 4), "versions": models[0].info()["versions"],
+    }  # fmt: skip
+    report(summary, args.out / "summary.json")
 
 
 def steerers(model: Model) -> dict[str, Steerer]:

@@ -50,13 +50,7 @@ def a_vector(model: Any, layer: int = 2) -> SteeringVector:
 # what is refused, by the call and words of the message that say what would do
 V: Any = SteeringVector({2: torch.ones(32)})
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "a frame without names": (lambda m: steerlab.generate(m, FRAME), "['question', 'pirate', 'plain']", "prompt=..."),
-    "a dict for the prompts": (lambda m: steerlab.capture(m, {"prompt": "Hi"}), "(dict)", "a list of prompts"),
-    "a dict for the pairs": (lambda m: steerlab.pairs({"good": "bad"}), "(dict)", "[('wanted text', 'unwanted text')"),
-    "triples": (lambda m: steerlab.pairs([("Is it late?", "Arr!", "Yes.")]), "prompts=[prompt, ...]"),
     "one string": (lambda m: steerlab.generate(m, "Hello there"), "one string", "[prompt] for one"),
-    "one chat": (lambda m: steerlab.generate(m, CHAT), "[[{'role'"),
-    "a tensor alone": (lambda m: steerlab.generate(m, ["Hi"], steer=V.at(2)), "not say its layer", "{layer: vector}"),
     "a list": (lambda m: SteeringVector({2: [0.1, 0.2]}), "(list)", "a tensor"),
     "a number": (lambda m: steerlab.generate(m, ["Hi"], steer=3), "3 (int)", "{15: tensor}"),
     "a vector of another model": (
@@ -69,12 +63,10 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "layer of capture": (lambda m: steerlab.capture(m, ["Hi"], layer=3), "did you mean layers?"),
     "layer of a method": (lambda m: MeanDifference(layer=3), "did you mean layers?"),
     "a pipeline": (
-        lambda m: steerlab.load(pipeline("text-generation", m.hf, tokenizer=m.tokenizer)),
-        "TextGenerationPipeline", "load(pipe.model, tokenizer=pipe.tokenizer)",
+        lambda m: steerlab.load(pipeline("text-generation", m.hf, tokenizer=m.tokenizer)), "Pipeline", "load(pipe.model",
     ),
-    "a module": (lambda m: steerlab.load(torch.nn.Linear(2, 2)), "a Linear has no config"),
     "the model of Hugging Face": (lambda m: steerlab.generate(m.hf, ["Hi"]), "steerlab.load"),
-    "a field for two layers": (lambda m: GradientField([1, 2]), "layer=[1, 2]", "give a field for each"),
+    "a field for two layers": (lambda m: GradientField([1, 2]), "layer=[1, 2]", "one layer; give a field for each"),
     # nnsight is imported with the engine, and gives every object a `save` of its own
     "save": (lambda m: (m.engine, MeanDifference(1).fit(m, steerlab.pairs(TEXTS)).save("x")), "save_pretrained("),
 }  # fmt: skip

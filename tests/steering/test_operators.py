@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from nightly import by_day
 from torch import Tensor
 
-from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, steer
+from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, score, steer
 from steerlab.errors import DataError, LayoutError, MismatchError, SteeringError
-from steerlab.methods import Add, AlphaSteer, Clamp, Gated, LinearProbe, Operation, ProjectOut, Replace, Rotate, Scale
+from steerlab.methods import Add, AlphaSteer, Clamp, Gated, LinearProbe, Operation, Replace, Rotate, Scale
 from steerlab.methods.base import Context, Intervention
 from steerlab.methods.gradient import GradientField
 from steerlab.methods.spherical import Spherical
@@ -42,7 +42,7 @@ OPERATIONS: dict[str, tuple[Any, Callable[..., Tensor]]] = {
     "scale": (Scale(0.25), lambda h, a, v=V: h * (1 + a * (0.25 - 1))),
 }
 FEW = ("gemma2", "gpt2")  # all others are compared at night
-operations = pytest.mark.parametrize("name", list(OPERATIONS))
+kinds = pytest.mark.parametrize("name", [*OPERATIONS, "head", "fading", "gated", "spherical", "field"])
 
 
 def limited(h: Tensor, a: float, u: Tensor, low: float | None, high: float | None) -> Tensor:
@@ -90,7 +90,7 @@ def test_operators_equal_plain_hooks_in_every_family(family: str, name: str, whe
 
 
 @sides
-@operations
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_operators_leave_padding_out(side: str, name: str) -> None:
     check_padding(make_lm("gpt2"), Request(operation(name), 0.7, "all"), side)
 
@@ -107,26 +107,27 @@ def steerer_called(name: str) -> Any:
     return operation("rotate" if name in options else name, **options.get(name, {}))
 
 
-OTHERS = ("head", "fading", "gated", "spherical", "field")
-
-
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-@pytest.mark.parametrize("name", [*OPERATIONS, *OTHERS])
+@kinds
 def test_strength_zero_and_unsteered_rows_are_bit_identical(name: str, backend: str) -> None:
     model, steerer = make_lm("llama", backend), steerer_called(name)
     batch = encoded(model)
     before = states(model, batch, {})
     none, mixed = (states(model, batch, edits_of(model, batch, Request(steerer, a))) for a in (0.0, [0.0, 0.5, 0.0]))
     assert torch.equal(none, before) and torch.equal(mixed[::2], before[::2]) and not torch.equal(mixed[1], before[1])
-    texts = [generate(model, PROMPTS, max_new_tokens=4, **how).ids for how in ({"steer": steerer, "alpha": 0}, {})]
-    assert texts[0] == texts[1]
+    for alpha in (0.0, [0.0, 0.5, 0.0]):
+        found, plain_rows = (
+            (generate(model, PROMPTS, max_new_tokens=4, **how).ids, score(model, PROMPTS, ["no"] * 3, **how)["logprob"])
+            for how in ({"steer": steerer, "alpha": alpha}, {})
+        )
+        assert found[0][::2] == plain_rows[0][::2] and found[1][::2].tolist() == plain_rows[1][::2].tolist()
     h = torch.randn(3, 4, HIDDEN)
     for one in steerer.interventions(Context(IDS)):
         vector = torch.zeros(HIDDEN) if one.vectors is None else one.vectors[:, None]
         assert torch.equal(one.rule.operator(h, vector, torch.zeros(3, 4, 1)), h), "nor does the operator itself"
 
 
-@pytest.mark.parametrize("name", [*OPERATIONS, *OTHERS])
+@kinds
 def test_copies_of_rows_are_changed_as_their_row_alone(name: str) -> None:
     check_copies(make_lm("llama"), Request(steerer_called(name), 0.7, "all"))
 
@@ -274,42 +275,40 @@ def test_nothing_along_a_direction_is_left_while_decoding(family: str) -> None:
     assert len(seen) >= 10 and max(float(one.max()) for one in seen) < 1e-4
 
 
-def test_what_an_operator_cannot_do_is_refused() -> None:
-    model, zero = make_lm("llama"), SteeringVector({LAYER: torch.zeros(HIDDEN)})
-    with pytest.raises(SteeringError, match=r"length zero at 1: it has no direction, and ProjectOut uses one"):
-        generate(model, PROMPTS, steer=Operation(zero, "project_out"))
-    with pytest.raises(SteeringError, match=r"strength 1.5 by Rotate, which takes -1 to 1"):
-        generate(model, PROMPTS, steer=operation("rotate"), alpha=1.5)
-    with pytest.raises(SteeringError, match="strength -1 by Clamp, which takes 0 to 1"):
-        generate(model, PROMPTS, steer=operation("clamp"), alpha=-1.0)
-    with pytest.raises(SteeringError, match="does not use the length of a vector"):
-        generate(model, PROMPTS, steer=operation("rotate"), scale="norm")
-    with pytest.raises(SteeringError, match="the lower limit is above the upper"):
-        Clamp(2.0, -2.0)
-    with pytest.raises(SteeringError, match="Clamp has no limit"):
-        Clamp()
-    with pytest.raises(SteeringError, match="uses no vector: give the layers"):
-        Operation(zero, Scale(0.0))
-    with pytest.raises(SteeringError, match="is an Operation already: give all settings to one"):
-        Operation(operation("rotate"), first=2)
-    with pytest.raises(SteeringError, match="expected one of add, project_out, replace, rotate"):
-        Operation({LAYER: V}, "ablate")
-    for given in ("scale", "clamp"):
-        with pytest.raises(SteeringError, match=r"give it with its numbers, such as Clamp\(high=2.0\)"):
-            Operation({LAYER: V}, given)
-    with pytest.raises(SteeringError, match=r"Scale uses no vector: give the layers, not \{1: "):
-        Operation({LAYER: V}, Scale(0.0))
-    with pytest.raises(SteeringError, match="'token_norm' is for Add, not for Replace: use scale='raw'"):
-        generate(model, PROMPTS, steer=operation("replace"), scale="token_norm")
-    with pytest.raises(SteeringError, match="gives no vector at 1, and Replace uses one"):
-        generate(model, PROMPTS, steer=Operation(Fixed(Intervention(Site(LAYER))), Replace()))
+def texts_of(steerer: Any, **options: Any) -> Any:
+    return generate(make_lm("llama"), PROMPTS, steer=steerer, **options)
+
+
+ZERO, NONE = SteeringVector({LAYER: torch.zeros(HIDDEN)}), Fixed(Intervention(Site(LAYER)))
+FROM_STATES = Fixed(Intervention(Site(LAYER), vector_fn=torch.zeros_like))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: texts_of(Operation(ZERO, "project_out")), "length zero at 1: .*, and ProjectOut uses one"),
+        (lambda: texts_of(Operation(FROM_STATES, "project_out")), "vector of length zero"),
+        (lambda: texts_of(Operation(NONE, "replace")), "gives no vector at 1, and Replace uses one"),
+        (lambda: texts_of(operation("rotate"), alpha=1.5), "strength 1.5 by Rotate, which takes -1 to 1"),
+        (lambda: texts_of(operation("clamp"), alpha=-1.0), "strength -1 by Clamp, which takes 0 to 1"),
+        (lambda: texts_of(operation("rotate"), scale="norm"), "does not use the length of a vector"),
+        (lambda: texts_of(operation("replace"), scale="token_norm"), "is for Add, not for Replace: use scale='raw'"),
+        (lambda: Clamp(2.0, -2.0), "the lower limit is above the upper"), (Clamp, "Clamp has no limit"),
+        (lambda: Operation(ZERO, Scale(0.0)), "uses no vector: give the layers"),
+        (lambda: Operation({LAYER: V}, Scale(0.0)), r"Scale uses no vector: give the layers, not \{1: "),
+        (lambda: Operation(operation("rotate"), first=2), "is an Operation already: give all settings to one"),
+        (lambda: Operation({LAYER: V}, "ablate"), "expected one of add, project_out, replace, rotate"),
+        *[(lambda name=name: Operation({LAYER: V}, name), r"such as Clamp\(high=2.0\)") for name in ("scale", "clamp")],
+    ],
+)  # fmt: skip
+def test_what_an_operator_cannot_do_is_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(SteeringError, match=message):
+        call()
+
+
+def test_states_of_any_dtype_are_replaced() -> None:
     h = torch.ones(2, HIDDEN, dtype=torch.float64)
-    assert torch.allclose(Replace()(h, V[None], torch.full((2, 1), 0.5)), 0.5 + 0.5 * V.double()), "of any dtype"
-    with pytest.raises(SteeringError, match="vector of length zero"):
-        generate(
-            model, PROMPTS,
-            steer=Operation(Fixed(Intervention(Site(LAYER), vector_fn=torch.zeros_like)), ProjectOut()),
-        )  # fmt: skip
+    assert torch.allclose(Replace()(h, V[None], torch.full((2, 1), 0.5)), 0.5 + 0.5 * V.double())
 
 
 def test_operations_are_saved_gated_and_moved_to_another_layer(tmp_path) -> None:

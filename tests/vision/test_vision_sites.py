@@ -298,11 +298,11 @@ def test_operators_change_images_and_text_as_plain_hooks_do(family: str, site: S
     batch, requests = encoded(model, rows), [Request(steerer, [0.6, 0.0, 0.6])]  # the row in between is left as it is
     edits = build_edits(model, resolve_interventions(model, requests, rows, 16), batch, range(3))
     real, text = batch.attention_mask.bool(), site.part == "text"
-
-    def flat(h: Tensor) -> Tensor:
-        return h[real] if text else h.reshape(-1, h.shape[-1])
-
-    whole = (model.engine.capture_states(model.inputs(batch), given, [site], flat)[:, 0] for given in (edits, {}))
+    whole = (
+        model.engine.capture_states(
+            model.inputs(batch), given, [site], lambda h: h[real] if text else h.flatten(0, -2)
+        )[:, 0] for given in (edits, {})
+    )  # fmt: skip
     counts = real.sum(1).tolist() if text else [len(patches(plain, site, row)) for row in rows]
     ours, before = (h.split(counts) for h in whole)
     assert torch.equal(ours[1], before[1])
