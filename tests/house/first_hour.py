@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "layer of capture": (lambda m: steerlab.capture(m, ["Hi"], layer=3), "did you mean layers?"),
     "layer of a method": (lambda m: MeanDifference(layer=3), "did you mean layers?"),
     "a pipeline": (
-        lambda m: steerlab.load(pipeline("text-generation", m.hf, tokenizer=m.tokenizer)), "Pipeline", "load(pipe.model",
+        lambda m: steerlab.load(pipeline("text-generation", m.hf, tokenizer=m.tokenizer)), "Pipeline", "(pipe.model",
     ),
     "the model of Hugging Face": (lambda m: steerlab.generate(m.hf, ["Hi"]), "steerlab.load"),
     "a field for two layers": (lambda m: GradientField([1, 2]), "layer=[1, 2]", "one layer; give a field for each"),
