@@ -103,9 +103,10 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
         f"ed_published.{reader}": agreement(deferrals["published_judge"], deferrals[f"defers_{reader}"])
         for reader in "ab"
     }
-    by_model = [("", answers, "refuses"), ("", answers, "fluent")]
-    by_model += [("rivals_before.", before, "refuses"), ("rivals.", rivals, "fluent")]
-    for key, table, name in by_model:
+    for key, table, name in (
+        ("", answers, "refuses"), ("", answers, "fluent"),
+        ("rivals_before.", before, "refuses"), ("rivals.", rivals, "fluent"),
+    ):  # fmt: skip
         for model, rows in table.groupby("model"):
             found[f"{key}{name}.a.{model}"] = agreement(rows[f"{name}_judge"], rows[f"{name}_a"])
     shares = (("refuse", "refuses_fluently"), ("defer", "defers_fluently"), ("defer", "refuses"))
