@@ -93,7 +93,7 @@ ROUNDS: dict[str, dict[str, Any]] = {
         "targets": ("equalized",),
         "alphas": (1.2, 1.3),
         "inputs": 80,
-        "firsts": (12, 16),
+        "firsts": (8, 10, 12, 16),
         "methods": ("l2s",),
         "readers": ((22, "relu balanced, 10 units"),),
     },
