@@ -64,7 +64,7 @@ def test_product_rounds_try_every_setting_with_both_methods() -> None:
     assert net.settings() == [("mean", 16, "-", 1.05, 0), *(("l2s", *r, 1.05, 0) for r in ROUNDS["net"]["readers"])]
     (ending,) = setting_groups(ROUNDS["ending"], None, 240, 30)
     reader = ROUNDS["ending"]["readers"][0]
-    assert ending.settings() == [("l2s", *reader, alpha, first) for alpha in (1.2, 1.3) for first in (12, 16)]
+    assert ending.settings() == [("l2s", *reader, alpha, first) for alpha in (1.2, 1.3) for first in (8, 10, 12, 16)]
 
 
 def test_distinct_keeps_the_setting_with_most_inputs(earlier: pd.DataFrame) -> None:
