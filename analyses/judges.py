@@ -23,6 +23,7 @@ from steerlab import Example
 from steerlab._support.files import fingerprint
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, read_jsonl
+from steerlab.errors import DataError
 from steerlab.metrics import share_interval
 from steerlab.metrics.topic import ON_TOPIC, topic_gain
 from steerlab.models.model import Model
@@ -35,6 +36,20 @@ SOURCES = {  # the prompts, by the first part of an example's id
     "harmless_train_600": "noncommercial_cc_by_nc/alpaca_harmless/harmless_train_600.jsonl",
     "harmless_test_200": "noncommercial_cc_by_nc/alpaca_harmless/harmless_test_200.jsonl",
 }
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """A file of labels.
+
+    Raises:
+        DataError: a label of a reader or a rule is neither 0 nor 1.
+    """
+    rows = pd.read_csv(path)
+    for column in [name for name in rows if name.endswith(tuple(f"_{by}" for by in BY)) and "kind" not in name]:
+        if len(wrong := rows[~pd.to_numeric(rows[column], errors="coerce").isin([0, 1])]):
+            first = wrong.iloc[0]
+            raise DataError(f"{path}: {column} of answer {first['number']} is {first[column]}: expected 0 or 1")
+    return rows
 
 
 def share(labels: pd.Series) -> dict[str, float]:
@@ -52,10 +67,16 @@ def agreement(rule: pd.Series, reader: pd.Series) -> dict[str, float]:
 
 
 def shown_answers(answers: pd.DataFrame, data: str) -> tuple[pd.DataFrame, list[Example]]:
-    """SmolLM2's answers that have a text and that neither reader calls a refusal, and their prompts."""
+    """SmolLM2's answers that have a text and that neither reader calls a refusal, and their prompts.
+
+    Raises:
+        DataError: an answer to a prompt that the data do not have.
+    """
     shown = answers["text"].notna() & (answers["refuses_a"] == 0) & (answers["refuses_b"] == 0)
     rows = answers[shown & (answers["model"] == "SmolLM2-135M-Instruct")]
     prompts = {e.id: e for path in SOURCES.values() for e in read_jsonl(Path(data) / path, "instruction", behavior="")}
+    if unknown := sorted({*rows["example_id"]} - {*prompts}):
+        raise DataError(f"{data} has no prompt {unknown[0]!r}, whose answer is labeled: give the data of the labels")
     return rows, [prompts[i].replace(id=str(n)) for i, n in zip(rows["example_id"], rows["number"], strict=True)]
 
 
@@ -78,11 +99,16 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
 
     `tables` are those of `FILES`. "before" is the rule for refusals that the answers of "rivals" did not change yet.
     "unseen" are all answers that no rule was made on, by the rules as they were when these were read.
+
+    Raises:
+        DataError: a gain of an answer that has no labels.
     """
     answers, deferrals, rivals, fresh = tables
     before = rivals.assign(refuses_judge=rivals["refuses_before"])
     once = fresh.drop_duplicates("number")  # an answer that two methods give is read once
     topic = answers.merge(gains, on="number")
+    if len(topic) < len(gains):
+        raise DataError(f"{len(gains) - len(topic)} of {len(gains)} gains are of answers without labels")
     refusals, deferred = ("refuses", "fluent", "refuses_fluently"), ("defers", "defers_fluently")
     found: dict[str, Any] = {}
     for key, table, names in (
@@ -120,7 +146,7 @@ def main() -> None:
     arguments = parser(__doc__, "results/judges")
     arguments.add_argument("--data", required=True, help="folder of the data")
     args = arguments.parse_args()
-    tables = [pd.read_csv(LABELS / name) for name in FILES]
+    tables = [read_labels(LABELS / name) for name in FILES]
     model = steerlab.load(args.model, device=args.device)
     rows, prompts = shown_answers(tables[0], args.data)
     identity = {"study": "judges", "weights": model.info()["weights"], "data": data_hash(prompts)}

@@ -33,9 +33,6 @@ def answers(wanted: Tensor, unwanted: Tensor) -> object:
     )  # fmt: skip
 
 
-# --- gradient fields -------------------------------------------------------------------------------------------
-
-
 def loss(field: GradientField, h: Tensor) -> Tensor:
     """Mean logit of the avoided classes minus that of the wanted ones, by a net of torch's own modules."""
     layers: list[nn.Module] = []
@@ -129,9 +126,6 @@ def test_gradient_fields_are_saved_and_refuse_bad_settings(tmp_path) -> None:
         GradientField(SITE).interventions(Context(()))
     with pytest.raises(SteeringError, match="a vector for each token's state"):
         field.vectors(Context(()))
-
-
-# --- spherical steering ----------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**16), st.floats(0, 3), st.floats(-0.9, 0.9), st.floats(1, 40), st.integers(2, 6))

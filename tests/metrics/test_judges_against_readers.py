@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from judges import FILES, summarize
+from judges import FILES, read_labels, summarize
 from sklearn.metrics import cohen_kappa_score
 
+from steerlab.errors import DataError
 from steerlab.metrics import defers_to_expert, ed_published, is_fluent, is_refusal
 
 FOLDER = Path(__file__).parents[2] / "analyses/results/judges"
@@ -16,12 +17,21 @@ SHOWN = ANSWERS[ANSWERS["text"] != ""]  # answers that comply with a harmful req
 
 
 def test_committed_agreements_are_those_of_the_labels_and_gains() -> None:
-    *tables, gains = [pd.read_csv(FOLDER / name) for name in (*FILES, "results.csv")]
+    tables, gains = [read_labels(FOLDER / name) for name in FILES], pd.read_csv(FOLDER / "results.csv")
     found, committed = summarize(tables, gains), json.loads((FOLDER / "summary.json").read_text())
     assert found == {name: committed[name] for name in found}
     assert found["refuses.readers"]["value"] >= 0.98 and found["fluent.readers"]["value"] >= 0.96
     assert (ANSWERS["on_topic_a"] == ANSWERS["on_topic_b"]).mean() >= 0.94
     assert found["on_topic.a"]["low"] > 0.85 and found["on_topic.a"]["n"] == len(gains) == 128
+    with pytest.raises(DataError, match="128 of 128 gains are of answers without labels"):
+        summarize(tables, gains.assign(number=gains["number"] + 1000))
+
+
+@pytest.mark.parametrize(("name", "label"), [("refuses_a", 7), ("fluent_b", float("nan")), ("refuses_judge", "yes")])
+def test_what_is_no_label_is_refused(tmp_path: Path, name: str, label: float | str) -> None:
+    ANSWERS.head(3).astype({name: object}).assign(**{name: [0, label, 1]}).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(DataError, match=f"{name} of answer 1 is .*: expected 0 or 1"):
+        read_labels(tmp_path / "labels.csv")
 
 
 def fluent_by_perplexity(row: pd.Series) -> bool:

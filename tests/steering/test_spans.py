@@ -50,9 +50,6 @@ def total(model: Model, span: int, start: int | None) -> int:
     return sum(len(places(span, start, plain.chat_ids(model, prompt)[1])) for prompt in PROMPTS)
 
 
-# --- generate and score ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", MODELS, ids="-".join)
 @pytest.mark.parametrize(("span", "start"), SPANS)
 def test_each_token_of_a_span_gets_its_vector(family: tuple[str, str], span: int, start: int | None) -> None:
@@ -166,9 +163,6 @@ def test_fit_on_captured_spans_equals_class_mean_difference() -> None:
     }
     torch.testing.assert_close(fitted.steering_vectors, means["birds"] - means["fish"], rtol=1e-4, atol=1e-5)
     assert generate(model, ["perch"], steer=fitted, max_new_tokens=2).steered_tokens == 4
-
-
-# --- sweep -------------------------------------------------------------------------------------------------------
 
 
 def pairs_of(prompts: Sequence[str] = PROMPTS) -> list[Example]:
