@@ -379,8 +379,8 @@ def stratified(values: pd.Series, behaviors: pd.Series, seed: int) -> dict[str, 
 
 
 def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Shares of every method with intervals, and on the same inputs L2S minus every other, the own vectors minus
-    the mean of the true behavior, and L2S behind a probe minus the probe's mean.
+    """Shares of every method with intervals, and differences on the same inputs (`A_over_B`: A minus B): L2S minus
+    every other, and four pairs without it.
 
     `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `METHOD.seeds.*` has each seed's.
     """
@@ -402,6 +402,7 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
         sums = [parts_of_goal(rows).groupby(rows["behavior"]).mean().sum() for rows in seeds]
         summary[f"{name}.seeds.overall"] = [round(float(one), 4) for one in sums]
     pairs = [*(("l2s", name) for name in values if name != "l2s"), ("own", "class_mean"), ("gated", "routed_mean")]
+    pairs += [("routed_with_rest", "routed_mean"), ("linear", "none")]
     for one, other in [pair for pair in pairs if {*pair} <= {*values}]:
         summary[f"{one}_over_{other}.overall"] = stratified(overall[one] - overall[other], behaviors, seed)
         for name in values[one]:
