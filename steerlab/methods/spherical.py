@@ -23,7 +23,7 @@ from steerlab.methods.vector import SteeringVector
 from steerlab.models.operators import EditRule, Operator, States, Strengths, rotate, unit
 from steerlab.models.sites import Site
 
-#: layer, concentration, threshold and alpha of the paper's experiments
+#: arguments of `Spherical` in the paper's experiments, and `alpha`, which is given to `generate`: take it out first
 PUBLISHED_SPHERICAL: dict[str, dict[str, float]] = {
     "meta-llama/Llama-3.1-8B-Instruct": {"layers": 14, "concentration": 20.0, "threshold": -0.15, "alpha": 0.7},
     "Qwen/Qwen2.5-7B-Instruct": {"layers": 19, "concentration": 20.0, "threshold": 0.4, "alpha": 0.6},
@@ -66,7 +66,7 @@ class Spherical(ContrastEstimator):
         layers, position, behaviors: as in `MeanDifference`.
         concentration: how sharply the direction of a state decides (the paper's kappa).
         threshold: states are turned where `tanh(-concentration * cosine)` is above it, from -1 to below 1 (the paper's
-            beta). `PUBLISHED_SPHERICAL` has the paper's settings.
+            beta). `PUBLISHED_SPHERICAL` has the paper's settings; the `alpha` among them is an argument of `generate`.
 
     Source: arXiv 2602.08169, equations of section 3.
     """
