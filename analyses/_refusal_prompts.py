@@ -9,7 +9,7 @@ from pathlib import Path
 from steerlab import Contrast, Example
 from steerlab.data import demo_contrasts, read_jsonl, with_contrasts
 
-N = {"train": 96, "search": 16, "validation": 32, "test": 96, "fresh": 96, "fresh_2": 96, "fresh_3": 88}  # harmful ones
+N = {"train": 96, "search": 16, "validation": 32, "test": 96, "fresh": 96, "fresh_2": 96}  # harmful prompts
 # rows of the harmless test prompts; other parts have N of their own
 TESTED = {"test": (0, 64), "fresh": (64, 128), "fresh_2": (128, 192)}
 Sets = dict[str, tuple[list[Example], list[Example]]]

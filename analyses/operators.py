@@ -15,7 +15,7 @@ directions of both kinds are also ablated together. The test prompts are looked 
 rivals at the same settings: a random direction of the same length, and an instruction. With `--grid`, the settings are
 those of an earlier run; only the share of a pair, or with `--choose addition` the strength and the length of both
 additions, is chosen again, on its validation and its test prompts together (the part "seen"; "strong" for .95 refusals
-then), and tested on fresh ones. Of a run that has chosen additions in this way, all settings stay as they are.
+then), and tested on fresh ones.
 
 DATA is the folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted
 run resumes from finished stages.
@@ -277,7 +277,7 @@ def main() -> None:
     chosen_again = "chosen again with --grid: the share of a pair of ablations, or strength and length of the additions"
     arguments.add_argument("--choose", choices=("share", "addition"), default="share", help=chosen_again)
     fresh = "prompts that are tested with --grid"
-    arguments.add_argument("--test-part", choices=("fresh", "fresh_2", "fresh_3"), default="fresh", help=fresh)
+    arguments.add_argument("--test-part", choices=("fresh", "fresh_2"), default="fresh", help=fresh)
     arguments.set_defaults(max_new_tokens=32)
     args = arguments.parse_args()
     if not args.grid and (args.choose, args.test_part) != ("share", "fresh"):
@@ -289,14 +289,14 @@ def main() -> None:
     everything = [e for part in sets.values() for rows in part for e in rows]
     identity = {"study": "operators", "seed": args.seed, "limit": args.limit, "tokens": args.max_new_tokens}
     identity |= {"model": args.model, "weights": model.info()["weights"], "data": data_hash(everything)}
+    again = args.choose == "addition"
     identity |= {"grid": fingerprint(Path(args.grid).read_text()), "choose": args.choose} if args.grid else {}
     study = Study(args.out, identity)
     learned = directions(model, sets, args.batch_size)
     grid = (choose_again if args.grid else run_search)(study, model, sets, learned, args)
     grid.to_csv(study.folder / "grid.csv", index=False)
-    again = "seen" in set(grid["part"])
-    chosen_on = {"ablate": "validation", "add": "seen" if again else "validation"}
-    chosen_on["add strong"] = "seen" if again else "search"
+    chosen_on = {"ablate": "validation", "add": "validation", "add strong": "search"}
+    chosen_on |= {"add": "seen", "add strong": "seen"} if again else {}
     strong = STRONG_AGAIN if again else STRONG
     chosen = {name: ranked(grid[grid["part"] == chosen_on[name]], name, strong).iloc[0] for name in OPERATORS}
     ways: dict[str, Any] = {"instruction": Request(Prompt())}
