@@ -45,7 +45,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         DataError: a label of a reader or a rule is neither 0 nor 1.
     """
     rows = pd.read_csv(path)
-    for column in [name for name in rows if name.endswith(tuple(f"_{by}" for by in BY)) and "kind" not in name]:
+    for column in [n for n in rows if n.rpartition("_")[2] in (*BY, "before") and not n.startswith("kind")]:
         if len(wrong := rows[~pd.to_numeric(rows[column], errors="coerce").isin([0, 1])]):
             first = wrong.iloc[0]
             raise DataError(f"{path}: {column} of answer {first['number']} is {first[column]}: expected 0 or 1")
@@ -107,8 +107,8 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
     before = rivals.assign(refuses_judge=rivals["refuses_before"])
     once = fresh.drop_duplicates("number")  # an answer that two methods give is read once
     topic = answers.merge(gains, on="number")
-    if len(topic) < len(gains):
-        raise DataError(f"{len(gains) - len(topic)} of {len(gains)} gains are of answers without labels")
+    if (unknown := ~gains["number"].isin(answers["number"])).any():
+        raise DataError(f"{unknown.sum()} of {len(gains)} gains are of answers without labels")
     refusals, deferred = ("refuses", "fluent", "refuses_fluently"), ("defers", "defers_fluently")
     found: dict[str, Any] = {}
     for key, table, names in (

@@ -63,9 +63,9 @@ def main() -> None:
             rows.append({"fold": fold, "alpha": alpha, "first": first, "refuses": texts.map(is_refusal).mean()})
         grid = study.stage(f"grid-{fold}", lambda: pd.DataFrame(rows))
         best = grid.sort_values(["refuses", "alpha", "first"], ascending=[False, True, True]).iloc[0]
-        at = {"fold": fold, "alpha": float(best["alpha"]), "first": int(best["first"])}
-        found = judged(study, model, f"test-{fold}", (test, []), added(at["alpha"], at["first"]), [], args)
-        return found[[name for name in RESULT_COLUMNS if name in found]].assign(**at)
+        alpha, first = float(best["alpha"]), int(best["first"])
+        found = judged(study, model, f"test-{fold}", (test, []), added(alpha, first), [], args)
+        return found[[name for name in RESULT_COLUMNS if name in found]].assign(fold=fold, alpha=alpha, first=first)
 
     results = pd.concat([tested(fold) for fold in args.folds], ignore_index=True)
     if len(results) < len(prompts):
@@ -73,7 +73,8 @@ def main() -> None:
         return
     summary = {name: numbers(share_interval(int(results[name].sum()), len(results))) for name in MEASURED}
     settings = results.groupby("fold")[["alpha", "first"]].first().to_dict("index")
-    study.finish(results, {**summary, "settings": settings}, "Ids and judgments are in results.csv; no texts.\n", provenance(model, prompts, args))
+    page = "Ids and judgments are in results.csv; no texts.\n"
+    study.finish(results, {**summary, "settings": settings}, page, provenance(model, prompts, args))
     show_table("Answers with the direction added", results.groupby("fold")[list(MEASURED)].mean())
 
 

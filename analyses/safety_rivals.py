@@ -380,7 +380,7 @@ def stratified(values: pd.Series, behaviors: pd.Series, seed: int) -> dict[str, 
 
 def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Shares of every method with intervals, and differences on the same inputs (`A_over_B`: A minus B): L2S minus
-    every other, and four pairs without it.
+    every other; own minus class_mean, gated and routed_with_rest minus routed_mean, and linear minus none.
 
     `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `METHOD.seeds.*` has each seed's.
     """

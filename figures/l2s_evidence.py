@@ -20,7 +20,7 @@ from steerlab.plots import read_summary, style, width
 RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_evidence"
 METHODS = {
     "none": ("none", "no steering"), "instruction": ("prompt", "instruction"), "mean": ("mean", "one vector (mean)"),
-    "routed_mean": ("routed_mean", "mean of the language\na probe reads"),
+    "routed_mean": ("routed_mean", "routed mean"),
     "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "shuffled": ("random", "L2S, shuffled targets"),
     "gated_mean": ("mean", "one vector behind\na probe of clues"),

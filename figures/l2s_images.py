@@ -18,7 +18,7 @@ from steerlab.plots import read_summary, style, width
 RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_images"
 METHODS = {
     "none": ("none", "no steering"), "one_vector": ("mean", "best single vector\nfor this type"),
-    "routed_mean": ("routed_mean", "mean of the answer\na probe reads"),
+    "routed_mean": ("routed_mean", "routed mean"),
     "nearest_neighbors": ("nearest_neighbors", "mean of the nearest\nneighbors"),
     "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "paper": ("l2s", "L2S, the paper's training"),

@@ -50,7 +50,7 @@ METHODS: dict[str, SeriesStyle] = {
     "adasteer": SeriesStyle("AdaSteer", "#CC6677", "#A5404F"),
     "confst": SeriesStyle("CONFST", "#999933", "#6E6E25"),
     "gated_mean": SeriesStyle("mean vector behind a probe", "#332288", "#332288"),
-    "routed_mean": SeriesStyle("mean of the behavior a probe reads", "#117733", "#117733"),
+    "routed_mean": SeriesStyle("routed mean", "#117733", "#117733"),
     "nearest_neighbors": SeriesStyle("mean of nearest neighbors", "#B07AA1", "#80527A"),
     "linear": SeriesStyle("linear map (ridge)", "#661100", "#661100"),
     "field": SeriesStyle("gradient field", "#44AA99", "#2B7A6D"),

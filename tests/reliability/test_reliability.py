@@ -1,6 +1,6 @@
 """Bad input, kills and modes, each in a process of its own: there no type checker refuses an argument before steerlab.
 
-`python tests/reliability/run.py` tries all; here is bad input and, in `make nightly`, kills and modes once wrong.
+`python tests/reliability/run.py` tries all; here: bad input, and in `make nightly` a dozen kills and modes once wrong.
 """
 
 import json
