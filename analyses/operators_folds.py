@@ -29,7 +29,7 @@ from steerlab.metrics import is_refusal, share_interval
 FOLDS, SETTINGS = 4, list(product((1.25, 1.5), (10, 12, 16)))  # strength, and how many new tokens besides the prompt
 
 
-def split(prompts: list[Example], fold: int) -> tuple[list[Example], list[Example], list[Example]]:
+def parts_of_fold(prompts: list[Example], fold: int) -> tuple[list[Example], list[Example], list[Example]]:
     """The prompts that a fold is fitted to, chosen on and tested on."""
     others = [e for i, e in enumerate(prompts) if i % FOLDS != fold]
     return others[::2], others[1::2], prompts[fold::FOLDS]
@@ -49,7 +49,7 @@ def main() -> None:
     study = Study(args.out, identity | {"data": data_hash(prompts)})
 
     def tested(fold: int) -> pd.DataFrame:
-        fit, choose, test = split(prompts, fold)
+        fit, choose, test = parts_of_fold(prompts, fold)
         acts = steerlab.capture(model, fit, layers=[args.layer], context=None, batch_size=args.batch_size)
         vector = SteeringVector({args.layer: steerlab.MeanDifference(args.layer).fit(acts).vector_})
 

