@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pandas as pd
 from _common import numbers, parser, provenance, show_table
@@ -50,7 +51,9 @@ def main() -> None:
 
     def tested(fold: int) -> pd.DataFrame:
         fit, choose, test = parts_of_fold(prompts, fold)
-        acts = steerlab.capture(model, fit, layers=[args.layer], context=None, batch_size=args.batch_size)
+        folder = study.folder / "activations" / str(fold)
+        options: dict[str, Any] = {"layers": [args.layer], "context": None, "batch_size": args.batch_size}
+        acts = steerlab.capture(model, fit, folder=folder, **options).load()
         vector = SteeringVector({args.layer: steerlab.MeanDifference(args.layer).fit(acts).vector_})
 
         def added(alpha: float, first: int) -> Request:
@@ -60,12 +63,11 @@ def main() -> None:
         for alpha, first in SETTINGS:
             make = partial(answers, model, added(alpha, first), (choose, []), [], args)
             texts = study.stage(f"choose-{fold}-{alpha:g}-{first}", make)["text"].astype(str)
-            rows.append({"fold": fold, "alpha": alpha, "first": first, "refuses": texts.map(is_refusal).mean()})
-        grid = study.stage(f"grid-{fold}", lambda: pd.DataFrame(rows))
-        best = grid.sort_values(["refuses", "alpha", "first"], ascending=[False, True, True]).iloc[0]
+            rows.append({"alpha": alpha, "first": first, "refuses": texts.map(is_refusal).mean()})
+        best = pd.DataFrame(rows).sort_values(["refuses", "alpha", "first"], ascending=[False, True, True]).iloc[0]
         alpha, first = float(best["alpha"]), int(best["first"])
         found = judged(study, model, f"test-{fold}", (test, []), added(alpha, first), [], args)
-        return found[[name for name in RESULT_COLUMNS if name in found]].assign(fold=fold, alpha=alpha, first=first)
+        return found[RESULT_COLUMNS].assign(fold=fold, alpha=alpha, first=first)
 
     results = pd.concat([tested(fold) for fold in args.folds], ignore_index=True)
     if len(results) < len(prompts):
