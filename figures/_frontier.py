@@ -75,7 +75,7 @@ def trade_off(
     ax.set(xlabel=metric_style(x).heading, ylabel=metric_style(y).heading)
     room = 0.12 if limit or chosen else 0.03  # for the key
     ax.set(xlim=(min(0.0, grid[x].min()) - 0.03, top[0] + 0.03), ylim=(min(0.0, grid[y].min()) - 0.03, top[1] + room))
-    key = [f"○ {metric_style(limit[0]).label.lower()} > {limit[1]:.0%}"] if limit else []
+    key = [f"○ {metric_style(limit[0]).label.lower()} > {limit[1]:.0%}\n— front of ●"] if limit else []
     key += ["★ chosen"] if chosen else []
     ax.annotate(
         "    ".join(key), (0, 1), (3, -2), xycoords="axes fraction", textcoords="offset points", va="top",

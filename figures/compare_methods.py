@@ -74,7 +74,7 @@ def draw_detection(ax: Axes, frame: pd.DataFrame) -> None:
     )  # fmt: skip
     ax.axhline(0.5, color=MUTED, lw=0.6, zorder=0)
     ax.text(0, 0.505, "chance", color=MUTED, fontsize=6.5)
-    ax.text(0, 0.53, "dashed: new kinds of tasks", color=MUTED, fontsize=6.5)
+    ax.text(0, 0.56, "dashed: new kinds of tasks", color=MUTED, fontsize=6.5)
     ax.set(xlabel="Layer", ylabel="AUC, injected against clean", ylim=(0.45, 1.005))
     ax.set_title("c  Detecting injected tasks")
     last = rows[rows["split"] == "test"].groupby("features").tail(1).set_index("features")
@@ -88,7 +88,7 @@ def draw_legend(fig: Figure, ax: Axes) -> None:
     fig.legend(
         *zip(*kept, strict=True), loc="outside lower center", ncols=5, fontsize=6.5,
         title="a, b: large markers are test inputs at the chosen setting; lines are validation inputs, with arrows "
-        "towards larger α",
+        "towards larger α; x axes on an arcsine scale",
         title_fontsize=6.5,
     )  # fmt: skip
 

@@ -38,13 +38,15 @@ def draw(results_dir: str | Path) -> Figure:
             ax.set(xlabel="", xticks=[0, 0.5, 1])
             if ax is not panels[0]:
                 ax.set_yticklabels([])
-        panels[1].set_xlabel("Share of the inputs' vectors explained\nwithin behaviors (bars, numbers), between (dots)")
+        panels[1].set_xlabel(
+            "Share of the inputs' vectors explained\nwithin behaviors (bars, numbers; below 0 no bar), between (dots)"
+        )
         for row, task in enumerate(TASKS):
             estimate_dot(last, summary[f"{task}.lost_share"], row, "l2s")
         last.axvline(0, color="0.6", lw=0.6)
         last.set_yticks(range(len(TASKS)), list(SHORT.values()))
         last.set(ylim=(len(TASKS) - 0.5, -0.5), xlim=(-0.06, 1.02), xticks=[0, 0.5, 1])
-        last.set_title("d  Lost with\nanother's vector", pad=6)
+        last.set_title("d  Effect lost with\nanother's vector", pad=6)
         last.set_xlabel("Share of the effect on\nthe wanted answer")
         fig.draw_without_rendering()
     return fig

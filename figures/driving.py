@@ -140,13 +140,22 @@ def draw_scene(ax: Axes, scene: dict[str, Any], number: int) -> None:
         other = (after, before)[number]
         found = rows.merge(other.loc[other["kind"] == kind, ["x", "y"]], how="left", on=["x", "y"], indicator=True)
         new = found[found["_merge"] == "left_only"]
-        ax.scatter(-new["y"], new["x"], s=110, facecolors="none", edgecolors="black", lw=1.2, zorder=3)
+        ax.scatter(
+            -new["y"],
+            new["x"],
+            s=110,
+            facecolors="none",
+            edgecolors="black",
+            lw=1.2,
+            zorder=3,
+            label="edited" if kind == "vehicles" else None,
+        )
     light = scene["lights"][number]
     if light is not None and light["x"] < 40:
         ax.annotate(
             light["state"], (-light["y"], light["x"]), (8, 0), textcoords="offset points", fontsize=6.5, va="center"
         )
-        ax.scatter([-light["y"]], [light["x"]], marker="D", s=22, color="black", zorder=2)
+        ax.scatter([-light["y"]], [light["x"]], marker="D", s=22, color="black", zorder=2, label="traffic light")
     ax.scatter([0], [0], marker="^", s=40, color="0.3", label="the car itself")
     ax.set(xlim=(-20, 20), ylim=(-3, 42), aspect="equal")
     ax.tick_params(labelsize=6)

@@ -50,7 +50,7 @@ def draw(results_dir: str | Path) -> Figure:
         axes[0].invert_yaxis()
         label = "Share of true answers about new images, with 95 % intervals over images"
         if any(key.endswith(".probe.right") for key in summary):
-            label += "; dotted: the true answer is what the probe reads"
+            label += "; dotted: accuracy of the probe"
         fig.supxlabel(label, fontsize=7)
         fig.draw_without_rendering()
     return fig

@@ -41,7 +41,7 @@ def draw(results_dir: str | Path) -> Figure:
             goals = [f"{name}_fluently" if f"{name}_fluently" in known else name for name in GOALS]
             metrics = goals if panel == "goals" else SIDE_EFFECTS
             text = "" if "refuse_harmful_fluently" in known else ", any text"
-            title = f"Three goals{text} (test)" if panel == "goals" else "Side effects, cosine (test)"
+            title = f"Three goals{text} (test)" if panel == "goals" else "Side effects, any text (test)"
             method_bars(estimates, [m for m in metrics if m in known], ax, title=f"{letter}  {title}")
             ax.set_xlabel("Share of inputs" if panel == "goals" else "Share of inputs, cosine")
         fig.draw_without_rendering()  # ticks are made when first drawn: make them in this style

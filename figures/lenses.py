@@ -38,6 +38,8 @@ def draw(results_dir: str | Path) -> Figure:
 
 def draw_facts(ax: Axes, facts: pd.DataFrame) -> None:
     """The share of each family's answers that is the most probable token at a layer."""
+    never = facts.groupby("family")["accessible"].transform("max") == 0  # these lines lie on one another
+    facts = facts.assign(family=facts["family"].where(~never, facts["family"] + " (always 0)"))
     sns.lineplot(facts, x="layer", y="accessible", hue="family", palette="tab10", lw=1.2, ax=ax)
     ax.set(title="a  Facts read off a layer", xlabel="Layer", ylabel="Share of right tokens", ylim=(-0.03, 1.03))
     ax.legend(title=None, fontsize=6, loc="upper left")
@@ -62,7 +64,7 @@ def draw_both(ax: Axes, copies: pd.DataFrame, lens: pd.DataFrame, read: pd.DataF
     sns.lineplot(last, x="layer", y="restored", color="#0072B2", label="patched", **options)
     sns.lineplot(lens, x="layer", y="share", color="#009E73", label="lens, two words", **options)
     ax.plot(read["layer"], read["accessible"], color="#D55E00", ls="--", lw=1.2, label="lens, most probable")
-    ax.set(title="c  The last token", xlabel="Layer", ylabel="Share of the end's", ylim=(-0.05, 1.7))
+    ax.set(title="c  The last token", xlabel="Layer", ylabel="Share (1: as at the end)", ylim=(-0.05, 1.7))
     ax.legend(title=None, fontsize=6.5, loc="upper left")
 
 

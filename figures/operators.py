@@ -31,6 +31,8 @@ def draw(results_dir: str | Path) -> Figure:
     summary = read_summary(results_dir)
     with style():
         methods = {name: label for name, label in METHODS.items() if f"{name}.harmful.refuses" in summary}
+        if summary["chosen"]["ablate"]["operator"] == "pair":
+            methods |= {"ablate": "two directions ablated", "ablate random": "two random directions ablated"}
         fig = Figure(figsize=(6.2, 0.8 + 0.2 * len(methods)), layout="constrained")
         for ax, (measure, title) in zip(fig.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
             for row, name in enumerate(methods):

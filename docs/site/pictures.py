@@ -74,7 +74,7 @@ def site(model: Model) -> Figure:
         right.semilogy(layers, norms, color=color)
         ends.append((layers[-1], norms[-1], f'"{point}"', color))
     label_ends(right, ends)
-    right.set(xlabel="Layer", ylabel="Mean norm at the last token", title="How long states are")
+    right.set(xlabel="Layer", ylabel="Mean norm at the last token", title="Norm of the states")
     return fig
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from steerlab.steering.batches import Steer, apply_prompt_transforms, as_request
 from steerlab.steering.counts import totals
 from steerlab.steering.finite import check_finite
 from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
-from steerlab.steering.requests import Scale, resolve_interventions
+from steerlab.steering.requests import Scale, check_counted, resolve_interventions
 
 KEPT = 2**30  # bytes of unsteered log-probabilities that are kept between strengths
 
@@ -170,26 +169,6 @@ class AnsweredPrompts:
                 state = model.engine.capture_states(rest, {}, [Site(level)], identity, ForwardState(prefix))[:, 0]
         start = ForwardState(prefix, layer=level, state=state)
         return AnswerBatch(numbers, batch, rest, start, torch.arange(longest) + last - cut, whole)
-
-
-def check_counted(settings: Sequence[BatchedSetting]) -> None:
-    """Refuse what is counted from a row's end, which here is the answer's and not the prompt's.
-
-    Raises:
-        SteeringError: says what to give.
-    """
-    for positions in (one.positions_or(setting.positions) for setting in settings for one in setting.interventions):
-        if counts_from_end(positions) or (isinstance(positions, slice) and positions.stop is None):
-            raise SteeringError(
-                f"positions={positions!r} would count the answer's tokens, on which a dose is measured: give a name, "
-                'such as "last" or "last+generated"'
-            )
-
-
-def counts_from_end(positions: Positions) -> bool:
-    """Whether positions are counted from the end of a row."""
-    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
-    return any(isinstance(one, Integral) and one < 0 for one in bounds)
 
 
 def continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:

@@ -15,7 +15,8 @@ from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.inputs import Data
 from steerlab.errors import LayoutError, SteerlabError
 from steerlab.models.encoding import EncodedPrompt
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
+from steerlab.models.ready import check_ready
 from steerlab.models.versions import forward_options
 from steerlab.steering.batches import encode_examples
 

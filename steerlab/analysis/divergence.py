@@ -14,8 +14,9 @@ from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods import kl_divergence
 from steerlab.models.encoding import Batch
 from steerlab.models.interventions import SiteEdits
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
 from steerlab.models.positions import Positions
+from steerlab.models.ready import check_ready
 from steerlab.steering import batches
 from steerlab.steering.batches import Steer, as_requests
 from steerlab.steering.counts import Totals, totals

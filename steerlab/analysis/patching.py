@@ -21,8 +21,9 @@ from steerlab.data.inputs import Data
 from steerlab.errors import DataError, LayoutError, SteerlabError
 from steerlab.models.encoding import single_token
 from steerlab.models.job import background
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
 from steerlab.models.positions import Positions
+from steerlab.models.ready import check_ready
 from steerlab.models.sites import Site
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -43,8 +44,11 @@ def probe_gap(
         paired 95 % bootstrap interval `low`, `high`, and `n`.
 
     Raises:
-        DataError: one class only, a test example without an answer, or different sites in `train` and `test`.
+        DataError: one class only, a test example without an answer or with one that is a behavior in other letters
+            ("Yes." for "yes"), an example in both, or different sites in `train` and `test`.
     """
+    if both := sorted(set(train.index["example_id"]) & set(test.index["example_id"])):
+        raise DataError(f"{len(both)} examples are in train and test, first {both[:3]}: test on others")
     if set(train.sites) != set(test.sites):
         raise DataError(f"train has the sites {list(map(str, train.sites))}, test {list(map(str, test.sites))}")
     rows = []
@@ -56,6 +60,11 @@ def probe_gap(
             truth = np.array(test.labels(ids))
             if missing := [example_id for example_id in ids if example_id not in answers]:
                 raise DataError(f"{len(missing)} test examples have no answer, first {missing[:3]}")
+            plain = {_letters(one): one for one in set(truth)}
+            if other := {a for i in ids if plain.get(_letters(a := answers[i]), a) != a}:
+                raise DataError(
+                    f"answers {sorted(other)[:3]} are no behaviors, but nearly: use {sorted(map(str, plain.values()))}"
+                )
             by_probe = probe.predict(x.double().numpy()) == truth
             by_model = np.array([answers[example_id] for example_id in ids]) == truth
             groups = np.array(test.labels(ids, label)) if label else np.full(len(ids), "all")
@@ -80,6 +89,10 @@ def fit_probe(x: NDArray[np.float64], truth: Sequence[str], seed: int = 0) -> Gr
         cv=PredefinedSplit(np.where(held_out, 0, -1)),
     )
     return search.fit(x, np.array(truth))
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\W", "", text).lower()
 
 
 def _compared(by_probe: NDArray[np.bool_], by_model: NDArray[np.bool_], seed: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support import files
-from steerlab.errors import MismatchError
+from steerlab.errors import DataError, MismatchError
 from steerlab.models.fingerprint import differences
 
 SCHEMA = 2
@@ -73,7 +73,10 @@ class Study:
         path = self._path(name)
         if not self.has(name):
             # every text is quoted: a lone carriage return in an answer would otherwise begin a new row
-            table = compute().to_csv(index=False, na_rep=_MISSING, quoting=csv.QUOTE_NONNUMERIC)
+            frame = compute()
+            if frame.isin([_MISSING]).any(axis=None):
+                raise DataError(f"the stage {name!r} has the text {_MISSING!r}, which stands for a missing value in it")
+            table = frame.to_csv(index=False, na_rep=_MISSING, quoting=csv.QUOTE_NONNUMERIC)
             content = table.encode(errors="surrogatepass")
             whole, kept = self._first_line(name, content) + content, f"{self.n_finished} finished stages are safe there"
             files.write_atomically(path, lambda partial: partial.write_bytes(whole), kept)
@@ -85,7 +88,7 @@ class Study:
             table = content.decode(errors="surrogatepass")
             return pd.read_csv(
                 io.StringIO(table, newline=""), keep_default_na=False, na_values=[_MISSING], engine="python",
-                dtype=dict.fromkeys(_text_columns(table), str),
+                dtype=dict.fromkeys(_text_columns(table), str), skip_blank_lines=False,
             )  # fmt: skip
 
     @property

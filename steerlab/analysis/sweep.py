@@ -18,7 +18,6 @@ from steerlab._support.display import notebook_html
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab._support.progress import interruptible
-from steerlab.analysis._dose import counts_from_end
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
 from steerlab.analysis._sweep.rows import SweepRows, encode_answers
 from steerlab.analysis._sweep.run import check_positions_exist, run_answers
@@ -32,13 +31,14 @@ from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, SteeringError
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
 from steerlab.models.operators import EditRule
 from steerlab.models.positions import Positions, position_key
+from steerlab.models.ready import check_ready
 from steerlab.steering.batches import encode_examples
 from steerlab.steering.finite import not_finite
 from steerlab.steering.interventions import build_edits
-from steerlab.steering.requests import Scale
+from steerlab.steering.requests import Scale, counts_from_end
 
 Metric = str | TextMetric
 MEMORY = 2**30

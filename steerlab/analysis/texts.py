@@ -20,7 +20,8 @@ from steerlab.analysis.study import Study
 from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import SteeringError
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
+from steerlab.models.ready import check_ready
 from steerlab.steering.batches import Steer, encode_examples
 from steerlab.steering.generate import generate
 from steerlab.steering.requests import Request

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
-from steerlab.analysis._dose import check_counted, continued
+from steerlab.analysis._dose import continued
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, SteeringError
@@ -28,7 +28,7 @@ from steerlab.models.sites import Site
 from steerlab.steering.batches import apply_prompt_transforms, as_requests, encode_examples
 from steerlab.steering.generate import check_lengths
 from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
-from steerlab.steering.requests import Alpha, Request, Scale, resolve_interventions
+from steerlab.steering.requests import Alpha, Request, Scale, check_counted, resolve_interventions
 
 Tokens = list[dict[str, Any]]
 Ids = Sequence[Sequence[Sequence[int]]]  # for each setting, the tokens of a text for each prompt

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.checks import show
 from steerlab._support.display import notebook_html
 from steerlab._support.hub import Shareable
 from steerlab.errors import ActivationError, DataError
@@ -132,6 +134,8 @@ class Activations(Shareable):
         """The rows where `keep` is true, in order."""
         if isinstance(keep, pd.Series) and not keep.index.equals(self.index.index):
             raise ActivationError("keep has other row numbers than the index: give keep.to_numpy(), in its order")
+        if wrong := [k for k in keep if not isinstance(k, bool | np.bool_)]:
+            raise ActivationError(f"keep holds {show(wrong[0])}: give True or False for each row")
         mask = torch.tensor([bool(k) for k in keep])
         return Activations(self.values[mask], self.index[mask.numpy()].reset_index(drop=True), self.sites, self.info)
 
@@ -139,16 +143,17 @@ class Activations(Shareable):
         """The rows with these labels, for example `select(side="prompt", behavior=["refuse", "defer"])`.
 
         Raises:
-            ActivationError: an unknown column, or no row matches.
+            ActivationError: an unknown column, a label that no row has, or no row matches.
         """
         keep = pd.Series(True, index=self.index.index)
         for column, wanted in labels.items():
             self._check_column(column)
             allowed = [wanted] if isinstance(wanted, str) else list(wanted)
             keep &= self.index[column].isin(allowed)
-            if not keep.any():
+            if not keep.any() or not {*allowed} <= {*self.index[column]}:
                 have = sorted(map(str, self.index[column].unique()))
-                raise ActivationError(f"no row has {column} in {allowed} (with {labels}); {column} is one of {have}")
+                missing = [one for one in allowed if one not in {*self.index[column]}] or allowed
+                raise ActivationError(f"no row has {column} in {missing} (with {labels}); {column} is one of {have}")
         return self.rows(keep)
 
     def at(self, site: Site | int) -> Float[Tensor, "row hidden"]:
@@ -198,10 +203,13 @@ class Activations(Shareable):
         """The label of each example, in the order given; "" where the column is empty.
 
         Raises:
-            ActivationError: an unknown column or example.
+            ActivationError: an unknown column or example, or rows of one example with different labels.
         """
         self._check_column(column)
-        lookup = dict(zip(self.index["example_id"], self.index[column].fillna(""), strict=True))
+        known = self.index[["example_id", column]].dropna().drop_duplicates()  # other rows of an example may have none
+        if len(several := known[known["example_id"].duplicated()]):
+            raise ActivationError(f"rows of the example {several['example_id'].iloc[0]!r} differ in {column!r}")
+        lookup = dict.fromkeys(self.index["example_id"], "") | dict(known.itertuples(index=False))
         if unknown := [example_id for example_id in example_ids if example_id not in lookup]:
             raise ActivationError(f"no activations of the examples {unknown[:3]} (and {len(unknown)} in all)")
         return [lookup[example_id] for example_id in example_ids]

@@ -34,9 +34,10 @@ from steerlab.errors import DataError, PositionError
 from steerlab.models.encoding import PaddingSide
 from steerlab.models.engine import FULL_FORWARD, StateSelector
 from steerlab.models.job import background
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
 from steerlab.models.patches import PatchSelector, refuse_padded_images
 from steerlab.models.positions import Positions, describe, position_key
+from steerlab.models.ready import check_ready
 from steerlab.models.sites import Site
 
 Where = Positions | Sequence[Positions]

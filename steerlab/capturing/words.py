@@ -18,7 +18,8 @@ from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, LayoutError
 from steerlab.models.encoding import EncodedPrompt
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
+from steerlab.models.ready import check_ready
 
 Words = Sequence[str] | Mapping[str, Sequence[str]]
 

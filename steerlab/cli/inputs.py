@@ -100,7 +100,9 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
     with reading(path, "Expected a record in each line (.jsonl), a list (.json, .yaml), a table (.csv, .tsv) or lines"):
         if suffix in _DELIMITERS:
             records: Any = pd.read_csv(path, sep=_DELIMITERS[suffix], keep_default_na=False, dtype=str)
-            if "system" in records:  # an empty cell says nothing: the template's default, not an empty system message
+            if not isinstance(records.index, pd.RangeIndex):  # pandas takes the first field of each row for its name
+                raise DataError('its rows have more fields than its first line: put texts with commas in quotes, "..."')
+            if "system" in records:  # an empty cell is the template's default, not an empty system message
                 records["system"] = records["system"].where(records["system"] != "", None)
         else:
             records = _PARSERS[suffix](path.read_text(encoding="utf-8-sig"))
@@ -223,20 +225,20 @@ def read_steerers(places: Sequence[str], model: Model | None = None) -> dict[str
     """Fitted steerers by the name of their folder, hub repository or gguf file.
 
     Raises:
-        LoadError: there is none. MismatchError: one of another model.
+        LoadError: there is none. MismatchError: one of another model. SteeringError: one is given twice.
     """
     from steerlab.methods import from_gguf, load_steerer
 
     found: dict[str, Steerer] = {}
-    for place in places:
+    names = [Path(place).stem if place.endswith(".gguf") else Path(place).name for place in places]
+    for place, name in zip(places, names, strict=True):
         if not (Path(place).exists() or "/" in place):
-            raise LoadError(
-                f"there is no vector {place!r}: give a folder that steerlab fit wrote, a repository of the hub "
-                "(user/name), or a .gguf file"
-            )
+            made = "a folder that steerlab fit wrote, a repository of the hub (user/name), or a .gguf file"
+            raise LoadError(f"there is no vector {place!r}: give {made}")
         steerer = from_gguf(place) if place.endswith(".gguf") else load_steerer(place, model)
-        name = Path(place).stem if place.endswith(".gguf") else Path(place).name
-        found[place if name in found else name] = steerer
+        if (key := place if names.count(name) > 1 else name) in found:
+            raise SteeringError(f"the vector {place!r} is given twice: give it once, with a larger strength if need be")
+        found[key] = steerer
     return found
 
 

@@ -232,7 +232,8 @@ def steerability(
         if settings != Settings(metric=settings.metric) or choice != ALL:
             raise SteeringError(f"{data} is a sweep that is done: of the options of a sweep only --metric is used")
         job.begin(f"compute the slopes of the sweep in {data}", 1.0)
-        frame = pd.read_csv(stored, keep_default_na=False)
+        texts = ("method", "model", "positions", "example_id", "behavior", "split", "metric")  # an id may be "001"
+        frame = pd.read_csv(stored, keep_default_na=False, dtype=dict.fromkeys(texts, str))
     else:
         frame = _sweep(job, data, settings, choice, Path(out))
     slopes = analysis.slopes(frame, settings.metric.split(",")[0])

@@ -23,8 +23,9 @@ from steerlab.live.pages import decoding_note, page_of
 from steerlab.methods.base import Steerer, steering_sites
 from steerlab.methods.vector import SteeringVector
 from steerlab.metrics import is_fluent
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
 from steerlab.models.positions import Positions
+from steerlab.models.ready import check_ready
 from steerlab.models.template import last_text
 from steerlab.plots.page.build import FLUENT, encode_tokens, image_address, methods_of
 from steerlab.plots.page.contract import VERSION, check_contract

@@ -216,12 +216,13 @@ class Detector(FittedMixin):
         """Which inputs score above `threshold_`.
 
         Raises:
-            ActivationError: there is no threshold yet.
+            ActivationError: there is no threshold yet. MismatchError: another model read the inputs.
         """
         if not hasattr(self, "threshold_"):
             raise ActivationError(
                 f"this {type(self).__name__} has no threshold: call calibrate(clean, fpr=...), or give a threshold"
             )
+        check_same_model(self.name, getattr(self, "info_", {}), getattr(context.activations, "info", {}))
         return self.score(context) > self.threshold_
 
 

@@ -45,7 +45,8 @@ def contrast_table(
     """
     check_acts(acts, site)
     zeroed = as_names(zero_behaviors)
-    behaviors = dict(zip(acts.index["example_id"], acts.index["behavior"], strict=True))
+    ids = list(dict.fromkeys(acts.index["example_id"]))
+    behaviors = dict(zip(ids, acts.labels(ids), strict=True))
     known = sorted(set(map(str, behaviors.values())))
     if unknown := [name for name in zeroed if name not in known]:
         raise DataError(

@@ -22,7 +22,8 @@ from steerlab._support import files
 from steerlab._support.checks import as_number, check_type
 from steerlab.errors import DataError, LoadError, SteeringError
 from steerlab.methods.vector import SteeringVector, Vectors, added_vectors, as_steerer
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
+from steerlab.models.ready import check_ready
 from steerlab.models.sites import Site
 
 # what a file says where its vectors are added at the layers of their names; other tools write the last three

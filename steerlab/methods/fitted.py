@@ -99,8 +99,15 @@ class FittedMixin(Shareable, ABC):
                     "steerlab.capture"
                 )
             acts = model
+        before = [(vars(one), dict(vars(one))) for one in (self, *parts_of(self))]
         self.__dict__.pop("threshold_", None)  # a detector's, of the scores before
-        self.fit_activations(acts)
+        try:
+            self.fit_activations(acts)
+        except BaseException:  # what was fitted before goes on to work as it did
+            for now, then in before:
+                now.clear()
+                now.update(then)
+            raise
         self.info_ = provenance(acts)
         return self
 

@@ -87,10 +87,10 @@ class Operation(Wrapper):
                 raise SteeringError(f"{type(operator).__name__} uses no vector: give the layers, not {show(steerer)}")
             steerer = _Places(steerer)  # type: ignore[arg-type]
         self._wrap(as_steerer(steerer))
-        if uses == "direction" and self.gates_by_length:
+        if self.gates_by_length and not isinstance(self._operator, Add):
             raise SteeringError(
                 f"the vectors of {self.steerer.name} are short where an input should be left alone, and "
-                f"{type(self._operator).__name__} uses their direction only: put Gated around an Operation instead"
+                f"{type(self._operator).__name__} does not add them: put Gated around an Operation instead"
             )
 
     @property

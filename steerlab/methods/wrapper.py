@@ -35,6 +35,7 @@ class Wrapper(Steerer):
 
     def _set_sites(self) -> None:
         self.sites: tuple[Site, ...] = steering_sites(self.steerer)
+        self.__dict__.pop("site", None)  # of a fit before
         if len(self.sites) == 1:
             self.site = self.sites[0]
 

@@ -20,6 +20,15 @@ def as_nonempty_texts(texts: Iterable[str], what: str) -> list[str]:
     return rows
 
 
+# what models write for ASCII signs; translated before NFKC, which takes some of them apart
+_SIGNS = str.maketrans("‘’ʼ`´′＇“”‐‑", "'" * 7 + '"' * 2 + "-" * 2, "\u00ad")
+
+
+def plain_signs(text: str) -> str:
+    """The text with ASCII quotes and hyphens, and without soft hyphens."""
+    return text.translate(_SIGNS)
+
+
 def answer_of(text: str) -> str:
     """An answer without what a reasoning model thinks before it, up to "</think>"; nothing where it never ends."""
     text = as_text(text)

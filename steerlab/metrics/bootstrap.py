@@ -130,14 +130,15 @@ def paired_bootstrap(
     Source: Efron and Tibshirani (1993), resampling pairs.
     """
     differ = isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index)
+    numbered = [differ and one.index.inferred_type == "integer" and one.index.name is None for one in (a, b)]
     if differ and set(a.index) == set(b.index) and a.index.is_unique and b.index.is_unique:
-        if a.index.inferred_type == b.index.inferred_type == "integer" and a.index.name is b.index.name is None:
+        if all(numbered):
             raise DataError(  # two sorted tables keep the numbers that their rows had before
                 "paired_bootstrap got two Series with the same row numbers in another order, which may not be the same "
                 "examples: give both an index of example ids (set_index), or lists in the same order"
             )
         b = b.reindex(a.index)
-    elif differ and (set(a.index) & set(b.index) or a.index.inferred_type == b.index.inferred_type == "string"):
+    elif differ and not (any(numbered) and set(a.index).isdisjoint(b.index)):
         raise DataError(
             "paired_bootstrap got two Series that share some labels only or none, or repeat some: join them on the "
             "example id"

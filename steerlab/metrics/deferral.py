@@ -7,7 +7,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from steerlab.metrics._checks import answer_of
+from steerlab.metrics._checks import answer_of, plain_signs
 
 # up to three words before a profession, none of which begins a clause: "see how an engineer thinks" sends to nobody
 _QUALIFIERS = (
@@ -99,7 +99,7 @@ def ed_phrases() -> tuple[str, ...]:
 
 
 def _normalize(text: str) -> str:
-    return re.sub(r"\s+", " ", answer_of(text).lower().replace("’", "'"))
+    return re.sub(r"\s+", " ", plain_signs(answer_of(text)).lower())
 
 
 def _is_negated(plain: str, start: int) -> bool:

@@ -12,7 +12,7 @@ from steerlab.metrics._checks import answer_of
 
 # a unit may follow without a space; `rest` is what makes a version or a date of a number
 _NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>[-−]?)(?P<money>\$?)(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?<![\w.])(?P<sign>[-−–]?)(?P<money>\$?)(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?P<power>[eE][+-]?\d+)?(?P<rest>\.\d[\d.]*)?(?P<unit>[^\W\d_]*)"
 )
 _SEPARATOR = re.compile(r"\{,\}|,\\!|\\[,!]|(?<=\d)[\u00a0\u2009\u202f](?=\d{3})")  # of thousands: 1{,}000 in LaTeX
@@ -25,7 +25,7 @@ _FACTORS, _MONEY_FACTORS = {"k", "K", "M", "B", "bn", "mn"}, {"m", "b"}  # 20k i
 
 
 def final_number(text: str) -> Decimal | None:
-    """The last number in a text; None without one, or where the last can't be read: 20k, 1.2.3, 2^10, 5/2, 1 000.
+    """The last number in a text; None without one, or where the last can't be read: 20k, 1.2.3, 2^10, 5/2, 1 000, 12,5.
 
     Example:
         >>> final_number("They raise 750 + 1,530 = $2,280.")
@@ -45,12 +45,13 @@ def final_number(text: str) -> Decimal | None:
     before, unit = text[: last.start()], last["unit"]
     is_part = before.rstrip("{ ").endswith(("^", "/", "⁄", "\\sqrt")) or unit[:1].isnumeric()  # 2^10, 5/2, 10³
     is_part = is_part or _IN_WORDS.match(text, last.end()) or (len(last["digits"]) == 3 and _SPACED.search(before))
-    bare = "," in last["digits"] and not last["sign"] + last["money"]
-    is_part = is_part or (bare and re.search(r"(?<!\d)\d{1,2}(?:,\d{2})*,\Z", before))  # 12,34,567
+    bare = not last["sign"] + last["money"]
+    part = r"(?<!\d)\d{1,2}(?:,\d{2})*,\Z" if "," in last["digits"] else r"(?<![\d,])\d+,\Z|\d:\Z"
+    is_part = is_part or (bare and re.search(part, before))  # 12,34,567, and 12,5 or 12:30
     if is_part or last["rest"] or unit in _FACTORS or (last["money"] and unit in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")
-    return Decimal(number.replace("−", "-").replace(",", ""))
+    return Decimal(re.sub("[−–]", "-", number).replace(",", ""))
 
 
 def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from typing import Literal
 
-from steerlab.metrics._checks import answer_of
+from steerlab.metrics._checks import answer_of, plain_signs
 
 RefusalKind = Literal["inability", "judgment", "rejection"]
 
@@ -99,9 +99,7 @@ _COMPLIES_ANYWAY = re.compile(r"\b(?:but|however),? (?:here\b|i(?:'ll| will) (?:
 
 def opening(text: str) -> str:
     """The first two sentences, lower-cased, with ASCII quotes and without role names or quoted speech."""
-    plain = unicodedata.normalize("NFKC", text[: 8 * OPENING_CHARACTERS]).translate(
-        str.maketrans("‘’ʼ`´“”", "'''''\"\"")
-    )
+    plain = unicodedata.normalize("NFKC", plain_signs(text[: 8 * OPENING_CHARACTERS]))
     plain = _LEADING.sub("", plain.lower(), count=1)
     plain = re.sub(r"\s+", " ", _QUOTED.sub("", plain))[:OPENING_CHARACTERS]
     return " ".join(re.split(r"(?<=[.!?]) ", plain)[:OPENING_SENTENCES])

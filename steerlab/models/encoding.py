@@ -170,7 +170,7 @@ def encode(
         text, bounds, opening, closing = render(tokenizer, turns, system, vision is not None)
     if vision is not None:
         text, bounds = vision.fill(text, bounds, images, example_id)
-    special = not chat and not starts_with_bos(tokenizer, text)
+    special = (not chat or vision is not None) and not starts_with_bos(tokenizer, text)  # as processors do
     ids, offsets = _tokenize(tokenizer, text, special)
     spans = _spans(bounds, offsets, [] if vision is None else [i for i, t in enumerate(ids) if t == vision.token_id])
     n_prompt, first_difference = len(ids), None

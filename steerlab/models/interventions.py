@@ -66,6 +66,7 @@ class Edit(_Change):
         read_site: `vector_fn` takes the state of the unsteered prompt at this site instead, once, before the run.
         strengths: `(batch,)`, alpha times gate; None means 1.
         rule: what is done with vector and strength, and to which generated tokens.
+        whole_prompts: whether new tokens begin after the batch's last column, also for rows padded on the right.
     """
 
     vectors: Float[Tensor, "batch hidden"] | None
@@ -78,6 +79,7 @@ class Edit(_Change):
     read_site: Site | None = None
     strengths: Float[Tensor, " batch"] | None = None
     rule: EditRule = field(default_factory=EditRule)
+    whole_prompts: bool = False
 
     def __post_init__(self) -> None:
         self._any_prompt = bool(self.prompt.any())
@@ -142,6 +144,7 @@ class Edit(_Change):
         strength = repeated(ones if self.strengths is None else self.strengths)[:, None]
         timed = self.rule.first is not None or self.rule.decay != 1
         last = torch.full((len(self.prompt),), self.prompt.shape[1] - 1) if self.last is None else self.last
+        last = torch.full_like(last, self.prompt.shape[1] - 1) if self.whole_prompts else last
         steps = torch.arange(start, stop, device=h.device) - repeated(last)[:, None] - 1 if timed else None
         if steps is not None and self.rule.first is not None:
             mask = mask & (steps < self.rule.first)

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from typing import Any, SupportsIndex
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steerlab._support.checks import as_whole, check_type
+from steerlab._support.checks import as_whole
 from steerlab._support.files import fingerprint
 from steerlab._support.images import ImageInput
 from steerlab.errors import EncodingError, LayoutError, LoadError, SteerlabError
@@ -22,7 +22,6 @@ from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_lengt
 from steerlab.models.engine import LOCKS, Engine, Inputs, block_path, point_path
 from steerlab.models.families import has_rope_index
 from steerlab.models.fingerprint import config_fingerprint, weights_fingerprint
-from steerlab.models.forwards import is_compiled
 from steerlab.models.kv_prefix import Prefix, local_windows, long_rotation_from, prefill_cost
 from steerlab.models.layout import Layout, blocks, heads_width, module_at, normalized_width
 from steerlab.models.row_format import RowFormat
@@ -31,33 +30,6 @@ from steerlab.models.sites import Site
 from steerlab.models.template import Messages
 from steerlab.models.versions import forward_parameters
 from steerlab.models.vision import Vision
-
-
-def check_ready(model: object) -> None:
-    """Refuse what is no `Model`, and a model in a mode in which its numbers would be others.
-
-    Raises:
-        SteerlabError: says which mode, and how to leave it.
-    """
-    found = check_type("the model", model, Model, "a model from steerlab.load", SteerlabError)
-    if found.is_remote:
-        return
-    parts = list(found.hf.modules())
-    training = any(part.training for part in parts if not isinstance(part, nn.Identity))
-    compiled = any(map(is_compiled, parts))
-    rounded = found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
-    tuples = not getattr(found.hf.config, "return_dict", True)
-    modes = {
-        "is in training mode, where dropout changes every number: call model.hf.eval()": training,
-        "was compiled, and compiled code may skip the hooks that read and steer it: load the model "
-        "without compile()": compiled,
-        "is run in autocast, which rounds its numbers: leave that block, or load the model in that dtype": rounded,
-        "has config.return_dict=False, with which Hugging Face's own forward fails: set it to True": tuples,
-    }
-    for mode, is_on in modes.items():
-        if is_on:
-            raise SteerlabError(f"{found.id} {mode}")
-
 
 FIRST_TRIED_LENGTH = 64  # tokens; windows up to this length are left by the rows of the first comparison
 
@@ -179,7 +151,8 @@ class Model:
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Keys and values of some left-padded rows, computed as `shortcuts` allows."""
-        return self.engine.prefill(inputs, self.shortcuts.shared_beginning, self.shortcuts.prefix == "joined")
+        with self.lock:  # or an open `with steer(...)` would take it for a call of the user's
+            return self.engine.prefill(inputs, self.shortcuts.shared_beginning, self.shortcuts.prefix == "joined")
 
     def prefill_cost(self, ids: Tensor, mask: Tensor) -> int:
         """Row-columns that `prefill` runs for a batch of prompts."""

@@ -10,7 +10,7 @@ from steerlab.plots.style import CONTEXT, INK, METHODS, MUTED, get_axes
 
 LABELS = {
     "one vector": "one vector", "class means": "mean of the true behavior",
-    "routed mean": "mean of the probed behavior", "nearest neighbors": "nearest neighbors",
+    "routed mean": "routed mean", "nearest neighbors": "nearest neighbors",
     "linear": "linear map", "net": "net (L2S)",
 }  # fmt: skip
 

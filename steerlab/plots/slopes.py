@@ -51,9 +51,11 @@ def slope_distributions(
     groups = slopes.groupby("behavior")["slope"]
     order = list(groups.median().sort_values(ascending=False).index) if order is None else list(order)
     missing = [name for name in order if name not in groups.groups]
-    if repeated or missing:
+    nameless = int(slopes["behavior"].isna().sum())
+    if repeated or missing or nameless:
         raise DataError(
-            f"slope_distributions got {repeated} examples that occur twice in a data set, and no slopes of {missing}"
+            f"slope_distributions got {repeated} examples that occur twice in a data set, no slopes of {missing}, and "
+            f"{nameless} slopes without a data set (read results.csv with keep_default_na=False)"
         )
     ax = get_axes(ax, 2, 0.15 * len(order) + 0.75)
     low, high = (slopes["behavior"].map(groups.quantile(q)) for q in (0.01, 0.99))

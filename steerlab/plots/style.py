@@ -41,7 +41,7 @@ class SeriesStyle:
 # colors of Okabe & Ito and of Paul Tol: distinct under the common color blindnesses, of different lightness
 METHODS: dict[str, SeriesStyle] = {
     "none": SeriesStyle("no steering", "#8C8C8C", "#5F5F5F"),
-    "prompt": SeriesStyle("prompt", "#56B4E9", "#2476A8"),
+    "prompt": SeriesStyle("instruction", "#56B4E9", "#2476A8"),
     "random": SeriesStyle("random vector", "#CC79A7", "#A04B7B"),
     "mean": SeriesStyle("mean vector", "#E69F00", "#A86500"),
     "always_no": SeriesStyle("one vector: no", "#D55E00", "#A04700"),

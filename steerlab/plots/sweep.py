@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from steerlab.errors import DataError, require_columns
 from steerlab.models.sites import in_layer_order
+from steerlab.plots.frames import one_row_per
 from steerlab.plots.style import DASHES, INK, MORE, MUTED, get_axes
 
 MAX_TICKS = 16
@@ -69,6 +70,8 @@ def sweep_heatmap(
         )
     keys = [c for c in ("behavior", "example_id") if c in rows]
     inputs, at_setting = (rows[[*keys, *more]].drop_duplicates() for more in ((), ("layer", "alpha")))
+    if "example_id" in keys:
+        one_row_per(rows, [*keys, "layer", "alpha"], ["value"], "sweep_heatmap")
     if keys and at_setting.groupby(["layer", "alpha"]).size().min() < len(inputs):
         raise DataError("sweep_heatmap needs every input at every setting: give the rows of one split or of one sweep")
     means = rows.pivot_table(index="layer", columns="alpha", values="value", sort=False).sort_index(axis=1)
@@ -77,11 +80,15 @@ def sweep_heatmap(
     if 0 in means:
         means = means.sub(means[0], axis=0).drop(columns=0)
     ax = get_axes(ax, height=3.4)
-    most = max_change or float(means.abs().max(axis=None)) or 1.0
+    largest = float(means.abs().max(axis=None))
+    most = max_change or largest or 1.0
     sns.heatmap(
         means, cmap="RdBu", vmin=-most, vmax=most, yticklabels=ceil(len(means) / MAX_TICKS), ax=ax, cbar=colorbar,
         xticklabels=[f"{a:g}".replace("-", "−") for a in means.columns],
-        cbar_kws={"label": label or f"{what} {metric.replace('_', ' ')}", "pad": 0.02} if colorbar else None,
+        cbar_kws={
+            "label": label or f"{what} {metric.replace('_', ' ')}", "pad": 0.02,
+            "extend": "both" if largest > most else "neither",
+        } if colorbar else None,
     )  # fmt: skip
     ax.invert_yaxis()
     ax.tick_params(length=0)

@@ -19,7 +19,8 @@ from steerlab.methods.vector import Vectors
 from steerlab.models.changed import check_changeable, check_no_adapter, with_weights
 from steerlab.models.kv_prefix import local_windows
 from steerlab.models.layout import blocks, module_at
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
+from steerlab.models.ready import check_ready
 from steerlab.models.reference import probe_rows
 from steerlab.steering.interventions import BatchedSetting, build_edits
 from steerlab.steering.requests import Request, resolve_interventions

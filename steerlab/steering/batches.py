@@ -14,8 +14,9 @@ from steerlab.methods.base import Steerer
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import SiteEdits
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions
+from steerlab.models.ready import check_ready
 from steerlab.steering.counts import Totals
 from steerlab.steering.interventions import BatchedSetting, build_edits, writes_anything
 from steerlab.steering.requests import Alpha, Request, Scale

@@ -21,14 +21,15 @@ from steerlab.capturing.activations import Activations
 from steerlab.capturing.rows import TokenSelector, index_frame, plan_rows
 from steerlab.data.example import Example
 from steerlab.errors import SteeringError
-from steerlab.methods.base import RequiredActivation, Steerer, steering_sites
+from steerlab.methods.base import RequiredActivation, Steerer, parts_of, steering_sites
 from steerlab.models._hooks import HooksEngine
 from steerlab.models.edit_stats import EditStats
 from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.forwards import cached_columns, given_tokens, last_column, with_rows
-from steerlab.models.interventions import SiteEdits, apply_edits
-from steerlab.models.model import Model, check_ready
+from steerlab.models.interventions import Edit, SiteEdits, apply_edits
+from steerlab.models.model import Model
 from steerlab.models.positions import NAMES, Match, Positions, check_positions
+from steerlab.models.ready import check_ready
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
 from steerlab.steering.batches import active_steering
@@ -142,6 +143,13 @@ class DirectSteering:
             if held == 0:
                 return self._build(given, len(given_tokens(given)))
             if hasattr(cache, "get_seq_length") and cache in self._edits_of:
+                places = [
+                    one.steerer.default_positions if one.positions is None else one.positions for one in self.requests
+                ]
+                if given_tokens(given).shape[1] > 1 and any(place != "all" for place in places):
+                    raise SteeringError(
+                        f"several tokens go on from a cache: which are the prompt? Give them at once; {INSTEAD}"
+                    )
                 return self._edits_of[cache]
             raise SteeringError(
                 "this forward continues from a cache that this block did not fill: run the prompt in it"
@@ -173,7 +181,7 @@ class DirectSteering:
     def _build(self, given: Mapping[str, Any], n_inputs: int) -> SiteEdits:
         """The edits of a call from its prompts, after an unsteered forward for what the steerers read."""
         model = self.model
-        check_ready(model)
+        check_ready(model, inside=True)
         for request in self.requests:
             _check_steerer(request.steerer)
         batch = _as_batch(model, given, any(isinstance(request.positions, Match) for request in self.requests))
@@ -194,7 +202,10 @@ class DirectSteering:
                 for intervention in setting.interventions:
                     _check_positions(model, intervention.positions_or(setting.positions), n_inputs)
             self._needs_any = writes_anything(settings)
-            return build_edits(model, settings, batch.select(range(0, len(batch.rows), copies)), range(n_inputs))
+            edits = build_edits(model, settings, batch.select(range(0, len(batch.rows), copies)), range(n_inputs))
+            for edit in (one for at_site in edits.values() for one in at_site if isinstance(one, Edit)):
+                edit.whole_prompts = True
+            return edits
         finally:
             self._reads = False
 
@@ -227,7 +238,9 @@ def _check_steerer(steerer: Steerer) -> None:
     beyond = {one.side for one in required} - {"prompt"}
     parts = {site.part for site in (*steering_sites(steerer), *(one.site for one in required))} - {"text"}
     problem = (
-        "its vectors belong to examples, by id" if steerer.oracle or getattr(steerer, "per_example", False)
+        "its vectors belong to examples, by id" if steerer.oracle or any(
+            getattr(one, "per_example", False) for one in (steerer, *parts_of(steerer))
+        )
         else f"it reads the extra prompts {sorted(beyond)}" if beyond
         else f"it reads or steers the {sorted(parts)[0]}" if parts
         else "it changes the prompt's text" if type(steerer).transform_prompt is not Steerer.transform_prompt

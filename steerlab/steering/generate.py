@@ -27,6 +27,7 @@ from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.template import last_text
+from steerlab.models.versions import CACHE_NAMES
 from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, run_batches
 from steerlab.steering.counts import Totals, ratio_frame, summed_ratios, text_totals, token_ratios, totals
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
@@ -152,6 +153,10 @@ def generate(
     requests = as_requests(model, steer, alpha, positions, scale)
     as_whole("max_new_tokens", max_new_tokens)
     as_seed(seed)
+    if caches := sorted({*CACHE_NAMES} & options.keys()):
+        raise SteeringError(
+            f"{caches[0]} can't be given: all tokens of the prompts are run, and steered where they should"
+        )
     given = as_examples(data)
     examples = apply_prompt_transforms(given, requests)
     rows = encode_examples(model, examples)

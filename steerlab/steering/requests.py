@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -278,3 +279,23 @@ def _rescaled(model: Model, request: Request, intervention: Intervention, contex
         return replace(intervention, vectors=unit(vectors), rule=replace(intervention.rule, by_norm=True))
     norms = context.get_states(RequiredActivation(model.site(site), "last")).norm(dim=-1, keepdim=True)
     return replace(intervention, vectors=unit(vectors) * norms)
+
+
+def check_counted(settings: Sequence[BatchedSetting]) -> None:
+    """Refuse what is counted from a row's end, which is the answer's where one is given.
+
+    Raises:
+        SteeringError: says what to give.
+    """
+    for positions in (one.positions_or(setting.positions) for setting in settings for one in setting.interventions):
+        if counts_from_end(positions) or (isinstance(positions, slice) and positions.stop is None):
+            raise SteeringError(
+                f"positions={positions!r} would count the answer's tokens, and generate has none: give a name, "
+                'such as "last" or "last+generated"'
+            )
+
+
+def counts_from_end(positions: Positions) -> bool:
+    """Whether positions are counted from the end of a row."""
+    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
+    return any(isinstance(one, Integral) and one < 0 for one in bounds)

@@ -111,20 +111,27 @@ def steer(
     Raises:
         MismatchError: vectors of another width. LayoutError: no such layer. PositionError: no such token.
         SteeringError: alpha is not 0 but no token was steered when the block is left; a vector or alpha is not finite;
-            a steerer that needs more than token ids steers a call of `model.hf`.
+            a steerer that needs more than token ids steers a call of `model.hf`; blocks are not left in reverse order.
         SteerlabError: the model is in training mode or compiled, or autocast is on: its numbers would be others.
 
     Source: L2S, arXiv 2508.12815, eq. 9.
     """
     run = Run(model)
     requests = as_requests(model, steerer, alpha, positions, scale)
-    token = OPEN_RUNS.set((*OPEN_RUNS.get(), (run, requests)))
+    if any(one.model is not model and one.model.hf is model.hf for one, _ in OPEN_RUNS.get()):
+        raise SteeringError("a block of another `Model` with the same weights is open here: steer with one of the two")
+    OPEN_RUNS.set((*OPEN_RUNS.get(), (run, requests)))
     live = [request for _, given in active_steering(model) for request in given if not request.is_noop]
     hooks = DirectSteering(run, live).attached() if live and not model.is_remote else nullcontext()
     try:
         with hooks:
             yield run
+            if OPEN_RUNS.get()[-1:] not in ((), ((run, requests),)):
+                raise SteeringError(
+                    "this `with steer(...)` block is left before one that was opened later (in generators that take "
+                    "turns?): what ran since then was steered by both"
+                )
             if not (model.is_remote or all(request.is_noop for request in requests)):
                 run.check_steered()  # a server's verbs check themselves, perhaps after the block
     finally:
-        OPEN_RUNS.reset(token)
+        OPEN_RUNS.set(tuple(entry for entry in OPEN_RUNS.get() if entry[0] is not run))

@@ -52,5 +52,11 @@ def test_bad_input_is_refused_in_words() -> None:
     train, test = _acts(60, 0, 1.0), _acts(40, 1, 1.0)
     with pytest.raises(DataError, match="have no answer"):
         probe_gap(train, test, {})
+    said = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))
+    with pytest.raises(DataError, match=r"\['No.', 'Yes.'\] are no behaviors, but nearly: use \['no', 'yes'\]"):
+        probe_gap(train, test, {name: f"{answer.title()}." for name, answer in said.items()})
+    assert (probe_gap(train, test, dict.fromkeys(said, "perhaps"))["model_accuracy"] == 0).all()
+    with pytest.raises(DataError, match="40 examples are in train and test"):
+        probe_gap(test, test, said)
     with pytest.raises(DataError, match="two classes"):
         probe_gap(train.select(behavior="yes"), test, dict.fromkeys(test.index["example_id"], "yes"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import steerlab.analysis.study as module
 from steerlab.analysis.study import Study
-from steerlab.errors import LoadError, MismatchError, StorageError
+from steerlab.errors import DataError, LoadError, MismatchError, StorageError
 
 IDENTITY = {"study": "demo", "seed": 0, "limit": None}
 
@@ -71,6 +71,10 @@ def test_answers_of_any_characters_stay_one_row_each(tmp_path: Path) -> None:
     frame = pd.DataFrame({"example_id": [str(i) for i in range(len(texts))], "text": texts})
     Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame)
     assert Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame.iloc[:0])["text"].tolist() == texts
+    lone = pd.DataFrame({"text": ["A dog.", "", "A cat.", ""]})
+    assert Study(tmp_path, {"study": "s"}).stage("lone", lambda: lone)["text"].tolist() == lone["text"].tolist()
+    with pytest.raises(DataError, match=r"has the text '\(missing\)'"):
+        Study(tmp_path, {"study": "s"}).stage("said", lambda: pd.DataFrame({"text": ["(missing)"]}))
 
 
 def test_a_stage_of_an_earlier_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Activations: rows found by label, layers by number."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -67,6 +68,23 @@ def test_rows_are_not_marked_in_another_order() -> None:
     with pytest.raises(ActivationError, match="other row numbers"):
         ACTS.rows(keep)
     assert ACTS.rows(keep.sort_index()).index["side"].tolist() == ["prompt", "prompt"]
+
+
+@pytest.mark.parametrize("keep", [[0, 1], ["False"], [float("nan"), True]])
+def test_marks_that_are_no_truth_values_are_refused(keep: list[Any]) -> None:
+    with pytest.raises(ActivationError, match="True or False for each row"):
+        ACTS.rows((keep * len(ACTS))[: len(ACTS)])
+
+
+def test_labels_of_an_example_agree_or_are_refused() -> None:
+    with pytest.raises(ActivationError, match=r"no row has side in \['promt'\]"):
+        ACTS.select(side=["prompt", "promt"])
+    acts = activations([("a", "prompt", "last"), ("a", "positive", "answer"), ("b", "prompt", "last")])
+    acts.index.loc[acts.index["side"] == "prompt", "verdict"] = ["yes", "no"]  # the answers' rows have none
+    assert acts.labels(["b", "a"], "verdict") == ["no", "yes"]
+    acts.index.loc[1, "verdict"] = "no"
+    with pytest.raises(ActivationError, match="rows of the example 'a' differ in 'verdict'"):
+        acts.labels(["b"], "verdict")
 
 
 def test_at_finds_layers_by_number():

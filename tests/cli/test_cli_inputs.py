@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from cli_pairs import PAIRS
 from PIL import Image
 from saved import tiny_folder
@@ -13,7 +14,16 @@ from saved import tiny_folder
 import steerlab
 from steerlab import Site
 from steerlab._support.yaml_text import load_yaml
-from steerlab.cli.inputs import Choice, parse_layers, parse_metrics, parse_numbers, parse_positions, read_data, readers
+from steerlab.cli.inputs import (
+    Choice,
+    parse_layers,
+    parse_metrics,
+    parse_numbers,
+    parse_positions,
+    read_data,
+    read_steerers,
+    readers,
+)
 from steerlab.cli.job import write_csv
 from steerlab.errors import DataError, LoadError, SteeringError
 from steerlab.models.positions import Match
@@ -75,13 +85,14 @@ def test_built_in_sets_and_readers_are_read_by_name(tmp_path: Path) -> None:
     ("given", "words"),
     [
         ("dmeo", "did you mean demo"), ("nowhere.jsonl", "there is no file"), ("bad.jsonl", "line 2 is no JSON"),
-        ("dict.json", "it holds a dict"),
+        ("dict.json", "it holds a dict"), ("comma.csv", "more fields than its first line"),
     ],
 )  # fmt: skip
 def test_wrong_data_is_refused_with_what_is_possible(tmp_path: Path, monkeypatch, given: str, words: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.jsonl").write_text('{"prompt": "a"}\nx\n')
     Path("dict.json").write_text("{}")
+    Path("comma.csv").write_text("prompt\nHello, friend\nGoodbye, friend\n")
     with pytest.raises((LoadError, DataError), match=words):
         read_data(given)
 
@@ -135,6 +146,20 @@ def test_the_wrong_thing_first_is_one_line_and_a_status(run: Run, line: str, wor
     last = error.splitlines()[-1]
     assert status in (1, 2) and not out
     assert last.startswith("steerlab: ") and words in last and "Traceback" not in error
+
+
+def test_vectors_of_one_name_stay_two_and_one_given_twice_is_refused(tmp_path: Path) -> None:
+    places = [str(tmp_path / "runs" / "refusal"), str(tmp_path / "refusal")]
+    for place, size in zip(places, (1.0, 2.0), strict=True):
+        steerlab.SteeringVector({1: torch.full((32,), size)}).save_pretrained(place)
+    for order in (places, places[::-1]):
+        found = read_steerers(order)
+        assert {name: float(one.directions[Site(1)][0]) for name, one in found.items()} == {
+            places[0]: 1.0,
+            places[1]: 2.0,
+        }
+    with pytest.raises(SteeringError, match="is given twice"):
+        read_steerers([places[0], places[0]])
 
 
 def test_a_vector_of_another_model_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

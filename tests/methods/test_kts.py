@@ -21,6 +21,7 @@ from steerlab.methods.kts.behavior_vectors import BehaviorVectors, edits_for
 from steerlab.methods.kts.objective import PairedForwards, counted_tokens, kl_divergence
 from steerlab.methods.kts.train import _Trainer
 from steerlab.methods.model_edit import adapt, adapter_weights
+from steerlab.models.engine import LOCKS
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_lm
 
@@ -277,6 +278,7 @@ def test_bad_settings_and_inputs_say_what_to_give(model: Model) -> None:
     quantized = copy.copy(model)
     quantized.hf = copy.deepcopy(model.hf)
     quantized.hf.is_quantized = True
+    quantized.lock = LOCKS.setdefault(quantized.hf, quantized.lock)
     with pytest.raises(SteeringError, match="quantized"):
         kl_then_steer(quantized, ["cat", "dog"], [" tree"] * 2, {"refuse": contrasts()}, **given)
 

@@ -15,7 +15,18 @@ import steerlab
 from steerlab import Contrast, Example, MeanDifference, SteeringVector
 from steerlab.cli.talk import Talk
 from steerlab.errors import ActivationError, DataError, MismatchError, SteeringError
-from steerlab.methods import W2S, Context, Gated, LinearProbe, Operation, Spherical, kl_then_steer
+from steerlab.methods import (
+    L2S,
+    W2S,
+    Context,
+    Gated,
+    GradientField,
+    LinearProbe,
+    NearestNeighbors,
+    Operation,
+    Spherical,
+    kl_then_steer,
+)
 from steerlab.methods.exchange import from_vllm_lens, to_easysteer, to_gguf, to_hotwire, to_vllm_lens
 from steerlab.methods.kts.config import KTSConfig
 from steerlab.models.model import Model
@@ -68,6 +79,37 @@ def test_a_threshold_belongs_to_the_scores_that_it_was_set_on(acts: Any) -> None
     probe = LinearProbe(2, positive=["refuse"]).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.5)
     with pytest.raises(ActivationError, match="no threshold"):
         probe.fit(acts).detect(Context.of(acts.select(side="prompt")))
+
+
+@pytest.mark.parametrize("name", ["field", "l2s", "neighbors", "gated"])
+def test_a_refused_fit_leaves_what_was_fitted_before(model: Model, acts: Any, name: str) -> None:
+    one = acts.select(example_id=["cat"])
+    bad = steerlab.Activations(one.values * 10, one.index, one.sites, one.info)
+    if name == "field":  # which also learns from one
+        index = acts.index.assign(behavior="able")
+        bad = steerlab.Activations(torch.ones_like(acts.values), index, acts.sites, acts.info)
+    steerer = {
+        "field": lambda: GradientField(1, epochs=5), "l2s": lambda: L2S(1, max_norm=0.5),
+        "neighbors": lambda: NearestNeighbors(1, k=3),
+        "gated": lambda: Gated(L2S(1, max_norm=0.5), LinearProbe(1).fit(acts), threshold=0.0),
+    }[name]().fit(acts)  # fmt: skip
+    before = steerlab.score(model, ["Tell me of it"], ["Yes"], steer=steerer, progress=False)
+    with pytest.raises((DataError, ActivationError)):
+        steerer.fit(bad)
+    again = steerlab.score(model, ["Tell me of it"], ["Yes"], steer=steerer, progress=False)
+    pd.testing.assert_frame_equal(before, again)
+
+
+def test_a_wrapper_that_is_fitted_to_more_layers_has_no_single_one(model: Model, acts: Any) -> None:
+    gated = Gated(MeanDifference("all"), LinearProbe(1).fit(acts), threshold=0.5)
+    assert gated.fit(steerlab.capture(model, examples(), layers=[1])).site == steerlab.Site(1)
+    assert not hasattr(gated.fit(acts), "site") and len(gated.sites) == 2
+
+
+def test_a_detector_reads_its_own_model_only(acts: Any) -> None:
+    probe, other = LinearProbe(1).fit(acts).calibrate(acts, fpr=0.5), tiny_lm("llama", seed=1)
+    with pytest.raises(MismatchError, match="was fitted on"):
+        probe.detect(Context.of(steerlab.capture(other, examples(), layers=[1])))
 
 
 def test_a_sweep_leaves_a_calibrated_detector_as_it_is(model: Model, acts: Any) -> None:

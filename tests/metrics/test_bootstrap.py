@@ -105,6 +105,7 @@ def test_pairs_of_labeled_values_are_joined_on_their_labels() -> None:
         paired_bootstrap(a.reset_index(drop=True), b.reset_index(drop=True).sample(frac=1, random_state=0))
     later = pd.Series(b.to_numpy(), index=range(40, 80))  # of one long table: other labels, the same order
     assert paired_bootstrap(a, later) == paired_bootstrap(a, b)
-    for other in (b.iloc[1:].rename({"1": "40"}), b.rename({"1": "0"}), b.add_prefix("x")):  # in part, repeated, none
+    keyed = pd.concat({"mean": b.sample(frac=1, random_state=0)})  # by method and example, in another order
+    for other in (b.iloc[1:].rename({"1": "40"}), b.rename({"1": "0"}), b.add_prefix("x"), keyed):
         with pytest.raises(DataError, match="some labels only or none, or repeat some"):
-            paired_bootstrap(a.iloc[: len(other)], other)
+            paired_bootstrap(pd.concat({"l2s": a}) if other is keyed else a.iloc[: len(other)], other)

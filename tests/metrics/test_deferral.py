@@ -53,3 +53,5 @@ def test_published_and_strict_rules(text: str, published: bool, professional: st
     assert ed_published(text) is published
     assert find_referral(text) == professional
     assert defers_to_expert(text) is (professional is not None)
+    for sign in "’‘ʼ`´′＇":
+        assert find_referral(text.replace("'", sign)) == professional

@@ -57,7 +57,9 @@ ANSWERS = [
 @pytest.mark.parametrize("text", REFUSALS + ANSWERS)
 def test_refusals_alone_are_detected_whatever_quotes_case_and_spaces(text: str) -> None:
     assert is_refusal(text) is (text in REFUSALS)
-    assert is_refusal("  \n" + text.replace("'", "’").upper()) is (text in REFUSALS)
+    for sign in "’‘ʼ`´′＇":
+        assert is_refusal("  \n" + text.replace("'", sign).upper()) is (text in REFUSALS)
+    assert is_refusal(text.replace("able", "\u00adable").replace("elp", "\u00adelp")) is (text in REFUSALS)
 
 
 def test_refusal_kind_of_each_kind() -> None:

@@ -219,6 +219,8 @@ def test_shift_points_have_base_and_shifted_slopes_and_the_legend_covers_none(pa
         ("slope_distributions", "slopes", lambda f: pd.concat([f, f]), "low", "242 examples that occur twice"),
         ("slope_distributions", "slopes", lambda f: f.assign(slope=[np.nan, *f["slope"][1:]]), "low", "1 NaN"),
         ("slope_distributions", "slopes", lambda f: f, "nothing", "nothing"),
+        ("slope_distributions", "slopes", lambda f: f.replace({"behavior": {"low": None}}), "openness",
+         "80 slopes without"),
         ("slope_distributions", "slopes", lambda f: f.drop(columns="slope"), "low", "lacks"),
         ("variance_bars", "shares", lambda f: f.assign(option=f["option"] + [0.2, 0, 0]), "openness",
          "'openness' do not add up"),

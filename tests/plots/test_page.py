@@ -170,6 +170,11 @@ def test_frames_that_do_not_belong_together_are_refused() -> None:
     one_short = frame.drop(frame.index[(frame["metric"] == "kl") & (frame["alpha"] == 0.3)][0])
     with pytest.raises(DataError, match="some texts of the frame have no value of 'kl'"):
         plots.page(one_short, texts)
+    with pytest.raises(DataError, match="a page needs every prompt at every setting"):
+        both = sweep_frames(prompts=2, images=False)
+        plots.page(*(one[(one["example_id"] != "egg-0") | (one["alpha"] != 0.6)] for one in both))
+    with pytest.raises(DataError, match="share those columns with another"):
+        plots.page(pd.concat([frame, frame[frame["alpha"] == 0].assign(value=9.0)]), texts)
     one_short = frame.drop(frame.index[(frame["metric"] == "broken") & (frame["alpha"] == 0.3)][0])
     with pytest.raises(DataError, match="some texts of the frame have no value of 'broken'"):
         plots.page(one_short, texts)

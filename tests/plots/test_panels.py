@@ -235,6 +235,8 @@ def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(
     assert not ax.yaxis.get_inverted(), "layer 0 is at the bottom"
     labels = [plots.sweep_heatmap(rows).figure.axes[1].get_ylabel() for rows in (sweep, sweep[sweep["alpha"] != 0])]
     assert labels == ["Change of mean propensity", "Mean propensity"]
+    bars = [plots.sweep_heatmap(sweep, max_change=most).collections[0].colorbar.extend for most in (0.5, 2.0)]
+    assert bars == ["both", "neither"], "a bar of another color says where the scale ends"
     ax = plots.sweep_heatmap(sweep.assign(layer=sweep["layer"].map(lambda k: f"{k}.mlp_out")))
     assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k}.mlp_out" for k in range(5)]
     ax = plots.layer_range_lines(chosen.table)
@@ -255,6 +257,7 @@ def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(
         (lambda sweep: plots.sweep_heatmap(pd.concat([sweep, sweep.assign(method="l2s")])), "several of"),
         (lambda sweep: plots.sweep_heatmap(sweep, layers=[9], alpha=1.0), "not among the settings"),
         (lambda sweep: plots.sweep_heatmap(sweep[(sweep["split"] != "test") | (sweep["layer"] == 2)]), "every input"),
+        (lambda sweep: plots.sweep_heatmap(pd.concat([sweep, sweep.assign(value=3.0)])), "1200 of them share"),
         (lambda sweep: plots.layer_range_lines(sweep), "gap_low"),
     ],
 )

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerF
 import steerlab
 from steerlab import Contrast, Example, Site, SteeringVector, generate, steer
 from steerlab.errors import LayoutError, PositionError, SteeringError
-from steerlab.methods import CONFST, AdaSteer, AlphaSteer, Gated, LinearProbe, Prompt, RandomDirection
+from steerlab.methods import CONFST, AdaSteer, AlphaSteer, Gated, LinearProbe, Operation, Prompt, RandomDirection
 from steerlab.methods.base import Steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Match, resolve
@@ -275,6 +275,7 @@ def test_a_trace_of_nnsight_in_the_block_is_steered() -> None:
     [
         (lambda: Prompt(), "prompt can't steer what is run on model.hf: it changes the prompt's text"),
         (lambda: RandomDirection(1, per_example=True), "its vectors belong to examples, by id"),
+        (lambda: Operation(RandomDirection(1, per_example=True), first=2), "its vectors belong to examples, by id"),
         (lambda: steerer_of("llama", "p2s"), "its vectors belong to examples, by id; use run.generate"),
     ],
 )

@@ -206,6 +206,8 @@ def test_direction_of_vectors_that_gate_by_their_length_is_refused() -> None:
     Operation(alpha, first=3)
     with pytest.raises(SteeringError, match="alphasteer are short where an input should be left alone, and ProjectOut"):
         Operation(alpha, "project_out")
+    with pytest.raises(SteeringError, match="and Replace does not add them"):
+        Operation(alpha, "replace")
 
 
 def test_operators_of_a_method_take_heads_times_and_gates() -> None:

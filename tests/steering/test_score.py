@@ -1,14 +1,16 @@
 """`score` equals a plain forward and a log-softmax, steered and unsteered."""
 
+from typing import Any
+
 import plain
 import pytest
 import torch
 from fitted import HIDDEN, IDS, LAYER, PROMPTS, make_lm, make_steerers
 
 from steerlab import SteeringVector, generate, score
-from steerlab.errors import DataError
+from steerlab.errors import DataError, SteeringError
 from steerlab.models.model import Model
-from steerlab.testing import FAMILIES
+from steerlab.testing import FAMILIES, tiny_lm
 
 ANSWERS = ("the reeds", "no", "fish, and in the reeds by night, mostly")
 ALPHA = 2.0
@@ -53,6 +55,13 @@ def test_positive_alpha_makes_the_target_token_likelier() -> None:
     towards = SteeringVector({model.n_layers - 1: model.hf.lm_head.weight[token].clone()})
     down, plain_, up = (score(model, ["Hi"], ["z"], steer=towards, alpha=a)["logprob"][0] for a in (-3.0, 0.0, 3.0))
     assert down < plain_ < up
+
+
+@pytest.mark.parametrize("positions", [-1, slice(0, None), slice(-2, 3)])
+def test_positions_counted_from_the_end_of_the_answer_are_refused(positions: Any) -> None:
+    vector = SteeringVector({1: torch.ones(32)})
+    with pytest.raises(SteeringError, match="would count the answer's tokens"):
+        score(tiny_lm("llama"), ["Hi"], [" there"], steer=vector, positions=positions)
 
 
 def test_invalid_answers_are_refused() -> None:

@@ -69,7 +69,7 @@ def test_what_operators_gates_and_wrapped_methods_hold_makes_another_sweep(lm, t
 
     def alphasteer(seed: int) -> Operation:
         w, r = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(seed))
-        return Operation(AlphaSteer.from_gates(1, w, r), "replace")
+        return Operation(AlphaSteer.from_gates(1, w, r), "add")
 
     def shift(by: float) -> Fixed:
         return Fixed(Intervention(Site(1), rule=EditRule(Shift(by))))

@@ -10,6 +10,7 @@ from reference import expected, questions, text_length, vectors
 
 from steerlab import Contrast, Example, MeanDifference, Site, SteeringVector, capture, sweep
 from steerlab.errors import DataError, EncodingError, LayoutError, SteeringError, SteerlabError
+from steerlab.methods import Prompt
 
 QUIET: dict[str, Any] = {"progress": False, "generation": {"max_new_tokens": 3}}
 
@@ -104,6 +105,7 @@ def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
         ({"steer": {}}, SteeringError, "no method to sweep"),
         ({"steer": {"v": {2: SteeringVector({1: torch.ones(32)})}}}, SteeringError, "for layer 2 steers at 1"),
         ({"steer": [MeanDifference(1), MeanDifference(2)]}, SteeringError, "a different name for each"),
+        ({"steer": {"told": Prompt("Be kind.")}}, SteeringError, "told changes the prompt, and a sweep does not"),
     ],
 )
 def test_invalid_arguments_are_refused(lm, given: dict[str, Any], error: type[SteerlabError], message: str) -> None:

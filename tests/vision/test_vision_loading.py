@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from image_models import OTHER, encoded, families, rows_of, vlm
 from transformers import LlavaProcessor
 
@@ -77,6 +78,32 @@ def test_images_with_other_logits_or_tokens_than_hugging_faces_are_refused(monke
     assert model.encode("<image>a<image>", images=[OTHER, OTHER]).kind("image")
     with pytest.raises(EncodingError, match="images side by side, which LlavaProcessor turns into other tokens"):
         model.encode("<image><image>", images=[OTHER, OTHER])
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_vl"])
+def test_prompts_of_a_template_that_writes_no_bos_are_those_of_hugging_face(family: str) -> None:
+    processor = tiny_processor(family)
+    template = processor.tokenizer.chat_template.replace("{{ bos_token }}", "")
+    processor.tokenizer.chat_template = processor.chat_template = template
+    model = load(tiny_vlm_hf(family), processor=processor, backend="hooks")
+    chat = [{"role": "user", "content": [{"type": "image", "image": OTHER}, {"type": "text", "text": "Hi there"}]}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    expected = processor.apply_chat_template(chat, **options)["input_ids"][0].tolist()
+    assert list(model.encode("Hi there", images=[OTHER]).ids) == expected
+    assert expected[0] == processor.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_wrong_positions_of_images_are_refused_in_half_precision_too(family: str) -> None:
+    model = tiny_vlm(family, backend="hooks")
+    with torch.no_grad():
+        for weight in model.hf.parameters():
+            weight.mul_(0.5 if weight.ndim > 1 else 1.0)
+    model.hf.to(torch.bfloat16)
+    self_check(model)
+    model.accepted_inputs.add("position_ids")
+    with pytest.raises(LoadError, match="off those of plain Hugging Face"):
+        self_check(model)
 
 
 def test_template_of_the_processor_and_a_given_tokenizer_are_used(folder: Callable[[str], Path]) -> None:

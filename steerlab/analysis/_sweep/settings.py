@@ -79,7 +79,7 @@ def make_settings(
     """Every setting, ordered by positions, method, layer and strength; each steerer is fitted and called once.
 
     Raises:
-        SteeringError: nothing to sweep over, or strengths that are not finite or given twice.
+        SteeringError: nothing to sweep over, a method that changes the prompt, or strengths that are not finite.
     """
     check_positions(positions, len(examples), SteeringError)
     if not positions:
@@ -87,6 +87,10 @@ def make_settings(
     steerers = _fit_steerers(model, methods_by_name(model, steerer), examples, layers, train, batch_size)
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
+    if changing := [name for name, _, one in steerers if type(one).transform_prompt is not Steerer.transform_prompt]:
+        raise SteeringError(
+            f"{changing[0]} changes the prompt, and a sweep does not: measure it with generate or score"
+        )
     requests = [Request(one, scale=scale) for _, _, one in steerers]
     resolved = resolve_interventions(model, requests, examples, batch_size, once=False, check_alpha=False)
     found = [

@@ -28,7 +28,8 @@ from steerlab.methods.kts.objective import PairedForwards, batches_of
 from steerlab.methods.mean import MeanDifference
 from steerlab.methods.model_edit import ModelEdit, adapt, adapter_weights, describe_adapter, restore_weights
 from steerlab.models.encoding import EncodedPrompt
-from steerlab.models.model import Model, check_ready
+from steerlab.models.model import Model
+from steerlab.models.ready import check_ready
 from steerlab.models.sites import Site
 
 COLUMNS = ["step", "loss", "kl_steered", "kl_unsteered", "effect_kept", "learning_rate"]

@@ -198,13 +198,16 @@ def _ordered(layers: Iterable[Any]) -> list[int | str]:
 
 def _by_metric(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """One row per text, one column per metric; the layer and the alpha are those of the frame."""
-    one_row_per(frame[frame["alpha"] != 0], [*_KEYS, "example_id", "metric"], ["value"], "a page")
+    again = frame.duplicated([*(keys := [*_KEYS, "example_id", "metric"]), "value"]) & (frame["alpha"] == 0)
+    one_row_per(frame[~again], keys, ["value"], "a page")
     wide = frame.pivot_table(
         index=[*_KEYS, "example_id"], columns="metric", values="value", sort=False, aggfunc="mean"
     ).reset_index()
     wide = wide.assign(**{name: value for name, value in (("broken", 0.0), ("unsafe", np.nan)) if name not in wide})
     if missing := [name for name in [*names, "broken"] if wide[name].isna().any()]:
         raise DataError(f"some texts of the frame have no value of {missing[0]!r}: each needs every metric")
+    if wide.groupby(_KEYS)["example_id"].agg(frozenset).nunique() > 1:
+        raise DataError("a page needs every prompt at every setting: the frame lacks some, or mixes several sweeps")
     if "norm_ratio" in frame:
         ratio = frame.groupby([*_KEYS, "example_id"], sort=False)["norm_ratio"].mean()
         return wide.merge(ratio.reset_index(), on=[*_KEYS, "example_id"])

@@ -180,7 +180,7 @@ class View {
       make("header", {},
         make("h1", {}, data.title),
         data.methods.length ? make("p", { class: "lead" }, "Move the strength and read what the model writes. ", make("mark", {}, "Marked words"),
-          " are not in the unsteered text.") : make("p", { class: "lead" }, "No vector was given: this is what the model writes by itself."),
+          " differ from the unsteered text.") : make("p", { class: "lead" }, "No vector was given: this is what the model writes by itself."),
         make("p", { class: "note" }, [data.model, data.note].filter(Boolean).join(" · "))),
       this.controls(), this.question, this.cards,
       data.methods.length ? make("p", { class: "hint" }, "Bars over the tokens: the height is the norm ratio, the length of the added vector beside that of the "
