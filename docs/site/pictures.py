@@ -143,6 +143,7 @@ def gate(model: Model) -> Figure:
         ax.hist(scores.tolist(), bins=18, color=look.color, alpha=0.75, label=look.label)
     threshold = float(torch.tensor(probe.threshold_).logit())
     ax.axvline(threshold, color=INK, lw=1)
+    ax.set_ylim(top=1.15 * ax.get_ylim()[1])
     ax.annotate("open →", (threshold, ax.get_ylim()[1]), (3, -8), textcoords="offset points")
     ax.legend(loc="upper left")
     ax.set(xlabel="Score of the probe (log-odds)", ylabel="Test inputs", title="A gate opens above its threshold")
