@@ -60,11 +60,10 @@ def probe_gap(
             truth = np.array(test.labels(ids))
             if missing := [example_id for example_id in ids if example_id not in answers]:
                 raise DataError(f"{len(missing)} test examples have no answer, first {missing[:3]}")
-            plain = {_letters(one): one for one in set(truth)}
-            if other := {a for i in ids if plain.get(_letters(a := answers[i]), a) != a}:
-                raise DataError(
-                    f"answers {sorted(other)[:3]} are no behaviors, but nearly: use {sorted(map(str, plain.values()))}"
-                )
+            known = set(truth.tolist())
+            nearly = {_letters(one) for one in known} - {""}
+            if other := {a for i in ids if (a := answers[i]) not in known and _letters(a) in nearly}:
+                raise DataError(f"answers {sorted(other)[:3]} are no behaviors, but nearly: use {sorted(known)}")
             by_probe = probe.predict(x.double().numpy()) == truth
             by_model = np.array([answers[example_id] for example_id in ids]) == truth
             groups = np.array(test.labels(ids, label)) if label else np.full(len(ids), "all")

@@ -134,6 +134,7 @@ class Activations(Shareable):
         """The rows where `keep` is true, in order."""
         if isinstance(keep, pd.Series) and not keep.index.equals(self.index.index):
             raise ActivationError("keep has other row numbers than the index: give keep.to_numpy(), in its order")
+        keep = keep.tolist() if isinstance(keep, Tensor) else keep
         if wrong := [k for k in keep if not isinstance(k, bool | np.bool_)]:
             raise ActivationError(f"keep holds {show(wrong[0])}: give True or False for each row")
         mask = torch.tensor([bool(k) for k in keep])
@@ -150,10 +151,10 @@ class Activations(Shareable):
             self._check_column(column)
             allowed = [wanted] if isinstance(wanted, str) else list(wanted)
             keep &= self.index[column].isin(allowed)
-            if not keep.any() or not {*allowed} <= {*self.index[column]}:
-                have = sorted(map(str, self.index[column].unique()))
-                missing = [one for one in allowed if one not in {*self.index[column]}] or allowed
-                raise ActivationError(f"no row has {column} in {missing} (with {labels}); {column} is one of {have}")
+            known = {*self.index[column]}
+            if (missing := [one for one in allowed if one not in known]) or not keep.any():
+                have = ", ".join(sorted(map(repr, known))[:20])
+                raise ActivationError(f"no row has {column} in {(missing or allowed)[:3]}; {column} is one of [{have}]")
         return self.rows(keep)
 
     def at(self, site: Site | int) -> Float[Tensor, "row hidden"]:

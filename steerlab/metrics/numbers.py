@@ -46,7 +46,7 @@ def final_number(text: str) -> Decimal | None:
     is_part = before.rstrip("{ ").endswith(("^", "/", "⁄", "\\sqrt")) or unit[:1].isnumeric()  # 2^10, 5/2, 10³
     is_part = is_part or _IN_WORDS.match(text, last.end()) or (len(last["digits"]) == 3 and _SPACED.search(before))
     bare = not last["sign"] + last["money"]
-    part = r"(?<!\d)\d{1,2}(?:,\d{2})*,\Z" if "," in last["digits"] else r"(?<![\d,])\d+,\Z|\d:\Z"
+    part = r"(?<!\d)\d{1,2}(?:,\d{2})*,\Z" if "," in last["digits"] else r"(?<![\d,])\d+,\Z|(?<!\w)[012]?\d:\Z"
     is_part = is_part or (bare and re.search(part, before))  # 12,34,567, and 12,5 or 12:30
     if is_part or last["rest"] or unit in _FACTORS or (last["money"] and unit in _MONEY_FACTORS):
         return None

@@ -143,8 +143,8 @@ class Edit(_Change):
         ones = torch.ones(len(self.prompt), device=h.device)
         strength = repeated(ones if self.strengths is None else self.strengths)[:, None]
         timed = self.rule.first is not None or self.rule.decay != 1
-        last = torch.full((len(self.prompt),), self.prompt.shape[1] - 1) if self.last is None else self.last
-        last = torch.full_like(last, self.prompt.shape[1] - 1) if self.whole_prompts else last
+        last = None if self.whole_prompts else self.last
+        last = torch.full((len(self.prompt),), self.prompt.shape[1] - 1) if last is None else last
         steps = torch.arange(start, stop, device=h.device) - repeated(last)[:, None] - 1 if timed else None
         if steps is not None and self.rule.first is not None:
             mask = mask & (steps < self.rule.first)

@@ -22,7 +22,8 @@
 | `Match("kill")` | the tokens that overlap this text |
 | a `(B, T)` bool tensor | row b, token t of the unpadded row |
 
-`"generated"` starts *after* the last prompt token, so it cannot change the first new token; `"last+generated"` can.
+`"generated"` starts *after* the last prompt token, so it cannot change the first new token; `"last+generated"` can. Of
+rows with a given answer (`score`, a dose) no place is counted from the end.
 """
 
 from __future__ import annotations

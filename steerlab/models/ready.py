@@ -30,15 +30,16 @@ def check_ready(model: object, inside: bool = False) -> None:
     compiled = any(map(is_compiled, parts))
     rounded = found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
     tuples = not getattr(found.hf.config, "return_dict", True)
+    others, running = LOCKS.get(found.hf) is not found.lock, found.lock._is_owned() and not inside
     modes = {
         "is in training mode, where dropout changes every number: call model.hf.eval()": training,
         "was compiled, and compiled code may skip the hooks that read and steer it: load the model "
         "without compile()": compiled,
         "is run in autocast, which rounds its numbers: leave that block, or load the model in that dtype": rounded,
         "has config.return_dict=False, with which Hugging Face's own forward fails: set it to True": tuples,
-        "has other weights in model.hf than those that were loaded: load these": LOCKS.get(found.hf) is not found.lock,
-        "is running, and a call inside (of a stopping criterion or a hook) would be steered as that run is: collect "
-        "the texts, and call it afterwards": found.lock._is_owned() and not inside,
+        "has other weights in model.hf than it was loaded with: give them to steerlab.load": others,
+        "is running in this thread (or `model.lock` is held), and a call inside, as of a stopping criterion, would be "
+        "steered as that run is: call it outside; after an interrupt, leave the `with steer(...)` block": running,
     }
     for mode, is_on in modes.items():
         if is_on:

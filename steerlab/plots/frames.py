@@ -33,8 +33,9 @@ def one_row_per(
     repeated = rows[rows.duplicated(list(keys), keep=False)]
     if rows.empty or len(repeated):
         several = [c for c in SETTING_COLUMNS if c not in keys and c in rows and repeated[c].nunique() > 1]
+        advice = f"choose one of each of {several}" if several else "average them, or leave out what is there twice"
         raise DataError(
-            f"{name} needs one row for each {' and '.join(keys)}: {dict(where)} leaves {len(rows)} of {len(frame)} "
-            f"rows, and {len(repeated)} of them share those columns with another; choose one of each of {several}"
+            f"{name} needs one row for each {' and '.join(keys)}: {dict(where) or 'the frame'} leaves {len(rows)} of "
+            f"{len(frame)} rows, and {len(repeated)} of them share those columns with another; {advice}"
         )
     return rows

@@ -51,11 +51,11 @@ def slope_distributions(
     groups = slopes.groupby("behavior")["slope"]
     order = list(groups.median().sort_values(ascending=False).index) if order is None else list(order)
     missing = [name for name in order if name not in groups.groups]
-    nameless = int(slopes["behavior"].isna().sum())
-    if repeated or missing or nameless:
+    if nameless := int(slopes["behavior"].isna().sum()):
+        raise DataError(f"{nameless} slopes without a data set: read results.csv with keep_default_na=False")
+    if repeated or missing:
         raise DataError(
-            f"slope_distributions got {repeated} examples that occur twice in a data set, no slopes of {missing}, and "
-            f"{nameless} slopes without a data set (read results.csv with keep_default_na=False)"
+            f"slope_distributions got {repeated} examples that occur twice in a data set, and no slopes of {missing}"
         )
     ax = get_axes(ax, 2, 0.15 * len(order) + 0.75)
     low, high = (slopes["behavior"].map(groups.quantile(q)) for q in (0.01, 0.99))

@@ -60,7 +60,9 @@ class DirectSteering:
         self._plain = HooksEngine(self.model.hf, self.model.layout)
         self._names = list(forward_parameters(self.model.hf))[1:]
         self._edits: SiteEdits = {}
-        self._edits_of: WeakKeyDictionary[Any, SiteEdits] = WeakKeyDictionary()  # by the cache that a forward filled
+        # by the cache that a forward filled: the edits, and whether they do the same at all tokens
+        self._edits_of: WeakKeyDictionary[Any, tuple[SiteEdits, bool]] = WeakKeyDictionary()
+        self._same_everywhere = False
         self._prompts: tuple[int, int] | None = None  # rows and columns of the `generate` in progress
         self._holds_lock = self._reads = False  # for a call that is steered here; while its prompts are read
         self._stop = self._rows = 0  # of its forward: the column after the last, and the rows
@@ -128,7 +130,7 @@ class DirectSteering:
         self._release()
         cache = given_cache(output) if isinstance(output, Mapping) else None
         if hasattr(cache, "get_seq_length"):
-            self._edits_of[cache] = self._edits
+            self._edits_of[cache] = self._edits, self._same_everywhere
         self._count()
 
     def _release(self) -> None:
@@ -143,14 +145,13 @@ class DirectSteering:
             if held == 0:
                 return self._build(given, len(given_tokens(given)))
             if hasattr(cache, "get_seq_length") and cache in self._edits_of:
-                places = [
-                    one.steerer.default_positions if one.positions is None else one.positions for one in self.requests
-                ]
-                if given_tokens(given).shape[1] > 1 and any(place != "all" for place in places):
+                edits, self._same_everywhere = self._edits_of[cache]
+                if given_tokens(given).shape[1] > 1 and not self._same_everywhere:
                     raise SteeringError(
-                        f"several tokens go on from a cache: which are the prompt? Give them at once; {INSTEAD}"
+                        "several tokens go on from a cache, and it matters which are the prompt: give the whole prompt "
+                        "in one call, and what follows one token at a time"
                     )
-                return self._edits_of[cache]
+                return edits
             raise SteeringError(
                 "this forward continues from a cache that this block did not fill: run the prompt in it"
             )
@@ -202,6 +203,12 @@ class DirectSteering:
                 for intervention in setting.interventions:
                     _check_positions(model, intervention.positions_or(setting.positions), n_inputs)
             self._needs_any = writes_anything(settings)
+            reads = any(request.steerer.required_activations for request in self.requests)
+            self._same_everywhere = not reads and all(
+                one.positions_or(setting.positions) == "all" and one.vector_fn is None
+                and one.rule.first is None and one.rule.decay == 1
+                for setting in settings for one in setting.interventions
+            )  # fmt: skip
             edits = build_edits(model, settings, batch.select(range(0, len(batch.rows), copies)), range(n_inputs))
             for edit in (one for at_site in edits.values() for one in at_site if isinstance(one, Edit)):
                 edit.whole_prompts = True

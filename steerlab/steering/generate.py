@@ -153,10 +153,8 @@ def generate(
     requests = as_requests(model, steer, alpha, positions, scale)
     as_whole("max_new_tokens", max_new_tokens)
     as_seed(seed)
-    if caches := sorted({*CACHE_NAMES} & options.keys()):
-        raise SteeringError(
-            f"{caches[0]} can't be given: all tokens of the prompts are run, and steered where they should"
-        )
+    if caches := [name for name in CACHE_NAMES if options.get(name) is not None]:
+        raise SteeringError(f"{caches[0]} can't be given: all tokens of the prompts are run here, and steered")
     given = as_examples(data)
     examples = apply_prompt_transforms(given, requests)
     rows = encode_examples(model, examples)

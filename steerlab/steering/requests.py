@@ -290,8 +290,8 @@ def check_counted(settings: Sequence[BatchedSetting]) -> None:
     for positions in (one.positions_or(setting.positions) for setting in settings for one in setting.interventions):
         if counts_from_end(positions) or (isinstance(positions, slice) and positions.stop is None):
             raise SteeringError(
-                f"positions={positions!r} would count the answer's tokens, and generate has none: give a name, "
-                'such as "last" or "last+generated"'
+                f"positions={positions!r} would count the answer's tokens, not the prompt's alone: give a name, "
+                'such as "all", "prompt" or "last+generated"'
             )
 
 

@@ -126,7 +126,7 @@ def steer(
     try:
         with hooks:
             yield run
-            if OPEN_RUNS.get()[-1:] not in ((), ((run, requests),)):
+            if (opened := active_steering(model)) and opened[-1][0] is not run:
                 raise SteeringError(
                     "this `with steer(...)` block is left before one that was opened later (in generators that take "
                     "turns?): what ran since then was steered by both"

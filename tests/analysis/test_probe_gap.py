@@ -60,3 +60,7 @@ def test_bad_input_is_refused_in_words() -> None:
         probe_gap(test, test, said)
     with pytest.raises(DataError, match="two classes"):
         probe_gap(train.select(behavior="yes"), test, dict.fromkeys(test.index["example_id"], "yes"))
+    for acts in (train, test):
+        acts.index["behavior"] = acts.index["behavior"].map({"yes": "+1", "no": "-1"})  # the same but for their signs
+    signs = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))
+    assert (probe_gap(train, test, signs)["model_accuracy"] == 1).all()

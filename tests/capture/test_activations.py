@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -85,6 +86,14 @@ def test_labels_of_an_example_agree_or_are_refused() -> None:
     acts.index.loc[1, "verdict"] = "no"
     with pytest.raises(ActivationError, match="rows of the example 'a' differ in 'verdict'"):
         acts.labels(["b"], "verdict")
+
+
+@pytest.mark.parametrize(
+    "made", [torch.tensor, np.array, list, lambda keep: pd.Series(keep, ACTS.index.index, dtype="boolean")]
+)
+def test_rows_are_marked_by_anything_that_holds_truth_values(made: Any) -> None:
+    keep = [i % 2 == 0 for i in range(len(ACTS))]
+    assert ACTS.rows(made(keep)).index["example_id"].tolist() == ACTS.index["example_id"].tolist()[::2]
 
 
 def test_at_finds_layers_by_number():

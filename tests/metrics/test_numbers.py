@@ -24,7 +24,8 @@ from steerlab.metrics.numbers import exact_match, final_number
         (r"\boxed{\frac{5}{2}}", None), (r"3\sqrt{2}", None), ("5 / 2.", None), ("is 1 000.", None), ("10³", None),
         (r"\boxed{1\ 000}", None), ("2½", None), (r"\frac{10}{5} = 2", "2"), ("6 / 3 = 2", "2"), ("25m²", "25"),
         ("12 \n300", "300"), ("12,34,567 rupees", None), ("10, 20,300", "20300"), ("5,000,6,000", "6000"),
-        ("1,-2,000", "-2000"), ("is –5.", "-5"), ("3–5", "5"), ("12,5 Euro", None), ("ends at 12:30", None),
+        ("1,-2,000", "-2000"), ("is –5.", "-5"), ("3–5", "5"), ("12,5 Euro", None),
+        ("ends at 12:30", None), ("Q1:42", "42"),
     ],
 )  # fmt: skip
 def test_final_number_in_common_notations(text: str, number: str | None) -> None:

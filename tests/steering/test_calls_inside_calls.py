@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from fitted import Fixed
 from transformers import DynamicCache, StoppingCriteria
 
 import steerlab
-from steerlab import SteeringVector, steer, sweep
+from steerlab import Site, SteeringVector, steer, sweep
 from steerlab.errors import SteeringError, SteerlabError
 from steerlab.methods import Operation
+from steerlab.methods.base import Intervention
 from steerlab.models.model import Model
 from steerlab.steering.batches import OPEN_RUNS
 from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
@@ -92,7 +94,7 @@ def test_other_weights_in_a_loaded_model_are_refused() -> None:
     steerlab.capture(model, PROMPTS, layers=1, progress=False)
     model.hf = tiny_hf("llama", n_layers=3)
     for verb in (ids_of, lambda m: steerlab.capture(m, PROMPTS, layers=1, progress=False)):
-        with pytest.raises(SteerlabError, match="other weights"):
+        with pytest.raises(SteerlabError, match="other weights in"):
             verb(model)
 
 
@@ -101,15 +103,18 @@ def test_a_used_cache_is_refused_where_tokens_would_be_missed(lm) -> None:
     with pytest.raises(SteeringError, match="past_key_values can't be given"):
         ids_of(model, past_key_values=DynamicCache())
     turns = [model.tokenizer(text, return_tensors="pt").input_ids for text in PROMPTS]
-    for positions in ("all", "last"):
-        with steer(model, vector(1), positions=positions) as run, torch.no_grad():
+    with steer(model, vector(1)) as run, torch.no_grad():
+        cache = model.hf(turns[0], use_cache=True).past_key_values
+        model.hf(turns[1], past_key_values=cache)
+        assert run.steered_tokens == sum(turn.shape[1] for turn in turns)
+    cases = [(vector(1), "last"), (Operation(vector(1), first=2), "all"), (Operation(vector(1), decay=0.5), "all")]
+    cases += [(Fixed(Intervention(Site(1), torch.ones(1, 32), positions="last")), "all")]
+    for steerer, positions in cases:
+        with steer(model, steerer, positions=positions), torch.no_grad():
             cache = model.hf(turns[0], use_cache=True).past_key_values
-            if positions == "all":
+            with pytest.raises(SteeringError, match="it matters which are the prompt"):
                 model.hf(turns[1], past_key_values=cache)
-                assert run.steered_tokens == sum(turn.shape[1] for turn in turns)
-            else:
-                with pytest.raises(SteeringError, match="which are the prompt"):
-                    model.hf(turns[1], past_key_values=cache)
+            model.hf(turns[1][:, :1], past_key_values=cache)
 
 
 @pytest.mark.parametrize("options", [{"first": 1}, {"decay": 0.5}])
