@@ -130,8 +130,8 @@ class Activations(Shareable):
         """The captured decoder layers, in order; sites of the vision tower and the projector are only in `sites`."""
         return tuple(site.layer for site in self.sites if site.part == "text")
 
-    def rows(self, keep: pd.Series | Sequence[bool]) -> Activations:
-        """The rows where `keep` is true, in order."""
+    def rows(self, keep: pd.Series | Tensor | np.ndarray | Sequence[Any]) -> Activations:
+        """The rows where `keep`, a truth value for each row, is true; in order."""
         if isinstance(keep, pd.Series) and not keep.index.equals(self.index.index):
             raise ActivationError("keep has other row numbers than the index: give keep.to_numpy(), in its order")
         keep = keep.tolist() if isinstance(keep, Tensor) else keep
