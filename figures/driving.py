@@ -140,16 +140,8 @@ def draw_scene(ax: Axes, scene: dict[str, Any], number: int) -> None:
         other = (after, before)[number]
         found = rows.merge(other.loc[other["kind"] == kind, ["x", "y"]], how="left", on=["x", "y"], indicator=True)
         new = found[found["_merge"] == "left_only"]
-        ax.scatter(
-            -new["y"],
-            new["x"],
-            s=110,
-            facecolors="none",
-            edgecolors="black",
-            lw=1.2,
-            zorder=3,
-            label="edited" if kind == "vehicles" else None,
-        )
+        ring = "edited" if kind == "vehicles" else None
+        ax.scatter(-new["y"], new["x"], s=110, facecolors="none", edgecolors="black", lw=1.2, zorder=3, label=ring)
     light = scene["lights"][number]
     if light is not None and light["x"] < 40:
         ax.annotate(

@@ -33,12 +33,12 @@ from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.operators import EditRule
-from steerlab.models.positions import Positions, position_key
+from steerlab.models.positions import Positions, counts_from_end, position_key
 from steerlab.models.ready import check_ready
 from steerlab.steering.batches import encode_examples
 from steerlab.steering.finite import not_finite
 from steerlab.steering.interventions import build_edits
-from steerlab.steering.requests import Scale, counts_from_end
+from steerlab.steering.requests import Scale
 
 Metric = str | TextMetric
 MEMORY = 2**30

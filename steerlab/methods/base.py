@@ -158,6 +158,11 @@ class Steerer(FittedMixin):
         """The user text to send to the model instead of `prompt`; only instruction baselines change it."""
         return prompt
 
+    @property
+    def changes_prompt(self) -> bool:
+        """Whether the method has a `transform_prompt` of its own."""
+        return type(self).transform_prompt is not Steerer.transform_prompt
+
     def with_layer(self, layer: int | Site) -> Steerer:
         """An unfitted copy with the same settings for another layer.
 

@@ -23,7 +23,7 @@ class Wrapper(Steerer):
     steerer: Steerer
 
     def _wrap(self, steerer: Steerer) -> None:
-        if type(steerer).transform_prompt is not Steerer.transform_prompt:
+        if steerer.changes_prompt:
             raise SteeringError(
                 f"{steerer.name} changes the prompt, which is fixed before anything is read: give a method that has "
                 "vectors"

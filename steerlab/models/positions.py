@@ -80,6 +80,12 @@ def includes_generated(positions: Positions) -> bool:
     return any(name in ("all", "generated", "answer") for name in _names(positions))
 
 
+def counts_from_end(positions: Positions) -> bool:
+    """Whether positions are counted from the end of a row."""
+    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
+    return any(isinstance(one, Integral) and one < 0 for one in bounds)
+
+
 def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:
     """The tokens of one row at some positions, ascending, in unpadded coordinates.
 

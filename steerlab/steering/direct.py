@@ -250,7 +250,7 @@ def _check_steerer(steerer: Steerer) -> None:
         )
         else f"it reads the extra prompts {sorted(beyond)}" if beyond
         else f"it reads or steers the {sorted(parts)[0]}" if parts
-        else "it changes the prompt's text" if type(steerer).transform_prompt is not Steerer.transform_prompt
+        else "it changes the prompt's text" if steerer.changes_prompt
         else ""
     )  # fmt: skip
     if problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +27,7 @@ from steerlab.models.fingerprint import (
 )
 from steerlab.models.model import Model
 from steerlab.models.operators import unit
-from steerlab.models.positions import Positions
+from steerlab.models.positions import Positions, counts_from_end
 from steerlab.steering.context import ReadContexts, read_contexts
 from steerlab.steering.interventions import BatchedSetting
 
@@ -293,9 +292,3 @@ def check_counted(settings: Sequence[BatchedSetting]) -> None:
                 f"positions={positions!r} would count the answer's tokens, not the prompt's alone: give a name, "
                 'such as "all", "prompt" or "last+generated"'
             )
-
-
-def counts_from_end(positions: Positions) -> bool:
-    """Whether positions are counted from the end of a row."""
-    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
-    return any(isinstance(one, Integral) and one < 0 for one in bounds)

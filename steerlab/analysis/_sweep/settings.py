@@ -87,10 +87,8 @@ def make_settings(
     steerers = _fit_steerers(model, methods_by_name(model, steerer), examples, layers, train, batch_size)
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
-    if changing := [name for name, _, one in steerers if type(one).transform_prompt is not Steerer.transform_prompt]:
-        raise SteeringError(
-            f"{changing[0]} changes the prompt, and a sweep does not: measure it with generate or score"
-        )
+    if changing := [name for name, _, one in steerers if one.changes_prompt]:
+        raise SteeringError(f"{changing[0]} changes the prompt, and a sweep does not: use generate or score")
     requests = [Request(one, scale=scale) for _, _, one in steerers]
     resolved = resolve_interventions(model, requests, examples, batch_size, once=False, check_alpha=False)
     found = [
