@@ -30,9 +30,15 @@ RANK = 4  # of the targets of "low_rank"
 
 
 class RoutedWithRest(VectorPredictor):
-    """The mean of the behavior that a probe reads, and on top of it what a ridge regression adds for this input."""
+    """The mean of the behavior that a probe reads, and on top of it what a ridge regression adds for this input.
 
-    def __init__(self, layer: int) -> None:
+    Args:
+        layer: read and steered.
+        everywhere: also where the mean is zero; else those inputs stay as they are.
+    """
+
+    def __init__(self, layer: int, everywhere: bool = True) -> None:
+        self.everywhere = everywhere
         self.layer, self.context_layer, self.context_position = layer, None, "last"
         self.position, self.zero_behaviors, self.site = None, ZERO, Site.of(layer)
 
@@ -45,7 +51,8 @@ class RoutedWithRest(VectorPredictor):
     def predict(self, contexts: Float[Tensor, "batch context"]) -> Float[Tensor, "batch hidden"]:
         """The sum of both."""
         with torch.no_grad():
-            return self.routed_.predict(contexts) + self.rest_(contexts)
+            routed, rest = self.routed_.predict(contexts), self.rest_(contexts)
+        return routed + (rest if self.everywhere else rest * (routed != 0).any(-1, keepdim=True))
 
 
 def routed_by_layer(layer: int, acts: Activations) -> list[Steerer]:
@@ -95,11 +102,16 @@ def makers(seed: int) -> dict[str, Fit]:
         "several_layers": lambda layer, acts: l2s(layer, acts, net="mlp", context_layer=list(acts.sites)),
         "kept_norm": partial(l2s, net="mlp"),  # with another operator: see `OPERATORS`
         "routed_with_rest": lambda layer, acts: RoutedWithRest(layer).fit(acts),
+        "routed_with_gated_rest": lambda layer, acts: RoutedWithRest(layer, everywhere=False).fit(acts),
+        # the same two, at strengths of equal dose: see `BY_KL`
+        "l2s_by_kl": partial(l2s, net="mlp"),
+        "routed_by_kl": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO).fit(acts),
     }
 
 
 # what a method brings: pairs of answers, and its strength. The published words are read at the last token of their pair
 PUBLISHED = {name: replace(pair, position=-1) for name, pair in PUBLISHED_PAIRS["qwen"].items()} | {"answer": None}
+BY_KL = {"l2s_by_kl", "routed_by_kl"}  # their strengths have given distances from the unsteered model
 BRINGS = {"published": ("published", 2.2)}
 
 

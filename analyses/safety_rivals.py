@@ -20,7 +20,10 @@ One vector for all inputs: the mean of all contrasts, or the means of refusal an
 L2S: "balanced" (a net that suits zero targets: ReLU, ten units, behaviors of equal weight and norm), "gated" (behind a
 probe of what needs steering), "released" (training settings of the released code), "published" (its pairs of words and
 its strength too), "low_rank" (targets of rank 4), "several_layers" (all of `--layers` are read), "kept_norm" (each
-state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves).
+state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves;
+"routed_with_gated_rest" only where the mean is not zero). "l2s_by_kl" and "routed_by_kl" have the strengths at which
+the 95th percentile of the KL divergence from the unsteered model is `--nats` per token, on 16 validation rows that are
+to be steered.
 "routed_by_layer" is the routed mean with refusals at the setting's layer and deferrals at the lowest of `--layers`. At
 the setting of L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed
 mean, "class_mean" knows the true behavior. L2S, balanced, gated and "shuffled" have `--seeds`, the other nets one;
@@ -59,7 +62,7 @@ from _common import (
     stage_of_answers,
 )
 from _safety import SENTENCES, check_behaviors, publishable_examples
-from _safety_methods import BRINGS, OPERATORS, PUBLISHED, ZERO, Fit, fit_shuffled, makers
+from _safety_methods import BRINGS, BY_KL, OPERATORS, PUBLISHED, ZERO, Fit, fit_shuffled, makers
 from _selection import ending
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -67,6 +70,7 @@ import steerlab
 from steerlab import Activations, Example, Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.behavior import MEASURES, safety_summary, safety_values
+from steerlab.analysis.calibration import calibrate_strength
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
 from steerlab.errors import DataError, MismatchError
@@ -233,6 +237,19 @@ class Vectors:
             requests.append(steered(P2S.from_table(site, dict(zip(ids, found, strict=True))), at, name))
         return requests
 
+    def at_dose(self, name: str, sentences: str, layer: int, kl: float) -> float:
+        """The strength at which a method is so many nats from the unsteered model."""
+
+        def found() -> pd.DataFrame:
+            requests = self.predicted(name, makers(self.args.seed)[name], "validation", sentences, (layer, 1.0, 0))
+            rows = [e for e in self.parts["validation"] if e.behavior not in ZERO]
+            some = [e for of in ("refuse", "defer") for e in [e for e in rows if e.behavior == of][:8]]
+            options: dict[str, Any] = {"max_new_tokens": 12, "positions": "all", "batch_size": len(some)}
+            strength = calibrate_strength(self.model, some, requests[0].steerer, kl=kl, **options)
+            return pd.DataFrame({"alpha": [round(strength.alpha, 4)]})
+
+        return float(self.study.stage(f"strength-{name}-{layer}-{kl:g}", found)["alpha"].iloc[0])
+
     def routed_right(self, sentences: str, at: Setting) -> dict[str, float]:
         """For each behavior, the share of test rows whose vector is the mean of their behavior."""
         routed = RoutedMean(at[0], zero_behaviors=ZERO).fit(self.acts("train", sentences))
@@ -305,6 +322,9 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
     for name in args.methods if args.grid else dict.fromkeys(("own", *args.methods)):
         strength = BRINGS.get(name, (sentences, None))[1]
         wanted = dict.fromkeys((layer, strength or alpha, first) for layer, alpha, first in settings)
+        if name in BY_KL:
+            doses = product(args.layers, args.nats, args.first)
+            wanted = {(layer, vectors.at_dose(name, sentences, layer, kl), first): None for layer, kl, first in doses}
         if lacking := [at for at in wanted if (name, *at) not in known]:
             found = pd.concat([found, search(answers, vectors, sentences, lacking, name, args.seed)])
     return found.reset_index(drop=True)
@@ -419,6 +439,7 @@ def main() -> None:
     arguments.add_argument("--sentences", nargs="+", choices=SENTENCES, help="sets that are tried")
     arguments.add_argument("--seeds", type=int, default=SEEDS, help="of the methods that have several")
     arguments.add_argument("--strengths", type=float, nargs="+", default=[0.8, 1.2])
+    arguments.add_argument("--nats", type=float, nargs="+", default=[3.0, 5.0], help="doses of l2s_by_kl, routed_by_kl")
     arguments.add_argument("--first", type=int, nargs="+", default=[0], help="new tokens that are steered; 0: all")
     arguments.add_argument(
         "--methods",

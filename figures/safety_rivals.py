@@ -26,9 +26,12 @@ METHODS = {
     "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "balanced": ("l2s", "L2S, ReLU, balanced"), "gated": ("l2s", "L2S behind a probe"),
     "released": ("l2s", "L2S, released training"), "published": ("l2s", "L2S, released, its\nwords and strength"),
+    "l2s_by_kl": ("l2s", "L2S, strength by KL"),
     "low_rank": ("l2s", "L2S, targets of rank 4"), "several_layers": ("l2s", "L2S, reads two layers"),
     "kept_norm": ("l2s", "L2S, states keep\ntheir length"),
     "routed_with_rest": ("routed_mean", "routed mean, and ridge\non what it leaves"),
+    "routed_with_gated_rest": ("routed_mean", "the same, everyday\nrequests left alone"),
+    "routed_by_kl": ("routed_mean", "routed mean,\nstrength by KL"),
     "shuffled": ("random", "L2S, shuffled targets"), "class_mean": ("p2s", "mean of the true\nbehavior (oracle)"),
     "own": ("p2s", "own vector (oracle)"),
 }  # fmt: skip

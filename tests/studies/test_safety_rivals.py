@@ -78,14 +78,16 @@ def test_a_wider_grid_tries_what_it_lacks_and_refuses_other_sentences_and_layers
     monkeypatch.setattr(safety_rivals, "search", search)
     for sentences in ("plain", "short"):
         search(None, None, sentences, [(11, 0.8, 0)], "l2s", 0).to_csv(tmp_path / f"{sentences}.csv", index=False)
-    options = {"strengths": [0.8], "first": [0], "methods": ["l2s", "published"], "seed": 0}
+    options = {"strengths": [0.8], "first": [0], "methods": ["l2s", "published", "l2s_by_kl"], "nats": [3.0], "seed": 0}
 
     def grid(layers: list[int], *names: str) -> pd.DataFrame:
         paths = [tmp_path / f"{name}.csv" for name in names]
-        return grid_of(None, None, argparse.Namespace(grid=paths, layers=layers, **options))
+        doses = argparse.Namespace(at_dose=lambda name, sentences, layer, kl: kl / layer)
+        return grid_of(None, doses, argparse.Namespace(grid=paths, layers=layers, **options))
 
     found = grid([11, 13], "plain").groupby("method")[["layer", "alpha"]].agg(list)
     assert found.loc["l2s"].tolist() == [[11, 13], [0.8, 0.8]] and found.loc["published", "alpha"] == [2.2, 2.2]
+    assert found.loc["l2s_by_kl", "alpha"] == [3 / 11, 3 / 13]  # a strength of its own at each layer
     with pytest.raises(MismatchError, match="other sentences"):
         grid([11], "plain", "short")
     with pytest.raises(MismatchError, match=r"has the layers \[11\]"):
@@ -135,6 +137,10 @@ def test_rest_on_top_of_the_routed_mean_comes_closer_to_the_own_vectors() -> Non
         for method in (RoutedMean(3, zero_behaviors=["answer"]), RoutedWithRest(3))
     ]
     assert errors[1] < 0.6 * errors[0]
+    steered, everyday = Context(("s0000",), found), Context(("s0002",), found)
+    rest, gated = (RoutedWithRest(3, everywhere).fit(found) for everywhere in (True, False))
+    assert rest.vectors(everyday).any() and not gated.vectors(everyday).any()
+    torch.testing.assert_close(gated.vectors(steered), rest.vectors(steered))
 
 
 def test_adding_with_the_norm_kept_turns_a_state_and_keeps_its_length() -> None:
