@@ -14,22 +14,26 @@ import pandas as pd
 from _common import ROOT, estimate
 from _hallucination import save_gallery
 from _image_questions import CAPTION, TYPES, answers, image_questions, shares_by_image
+from _shuffle_test import effects_lost, evenly, with_fixed_contrast, without_split
 from l2s_images import CONTEXT_LAYERS, MIN_TRAIN_IMAGES, answer_means, as_request, oracle, predictor
 
 import steerlab
 from steerlab import L2S, Activations, Example, SteeringVector
 from steerlab.analysis.input_dependence import input_dependence
+from steerlab.analysis.shuffling import shuffle_effects
 from steerlab.analysis.study import Study
 from steerlab.methods import Steerer
 from steerlab.models.model import Model
 
 METHODS = ("one_vector", "routed_mean", "l2s", "own")
 TRAIN_IMAGES = MIN_TRAIN_IMAGES * 4 // 5  # the study fits to four fifths of its images, for each seed others
+SHUFFLED, STRENGTH = 128, 4.0  # questions of the shuffle test, and their strength in analyses/dependence.py
 OPENING = """\
 steerlab demo: Learn-to-Steer
 images: {model} sees what is in an image, but often says what is usual instead (it was trained to)
   1. read its layers under a true and a false answer to {train} questions about training images
   2. fit L2S, and answer {test} questions about unseen images in five ways
+  3. give questions the vector of another question with the same answer: does the effect get smaller?
 """
 
 
@@ -80,11 +84,15 @@ def run_image_half(
     study.stage("dependence", partial(dependence, acts, chosen, args.seed)).to_csv(
         study.folder / "dependence.csv", index=False
     )
+    of_type = train.of_type(*TYPES[:3])  # the rarer neighbors have too few questions with the same answer
+    some = evenly(without_split([with_fixed_contrast(row) for row in of_type]), SHUFFLED, args.seed)
+    effects = study.stage("shuffle", partial(shuffle_test, model, some, chosen, args.seed))
     whole = pd.concat(found, ignore_index=True)
     shown = {name: whole[whole["method"] == name].rename(columns={"said": "text"}) for name in ("none", "l2s")}
     mixed = sorted(rows, key=lambda row: row.id)  # questions of all types about an image side by side
     save_gallery(study.folder, mixed, {name: frame.assign(answer=frame["text"]) for name, frame in shown.items()}, 6)
-    summary: dict[str, object] = {}
+    lost = effects_lost(effects, {row.id: row.meta["image"] for row in some}, args.seed)
+    summary: dict[str, object] = {f"shuffle.{name}": value for name, value in lost.items()}
     for kind, shares in shares_by_image(whole, test).groupby("type"):
         summary |= {f"{kind}.{method}.right": estimate(shares[method].tolist(), args.seed) for method in shares}
     return summary, whole, rows
@@ -101,6 +109,15 @@ def dependence(acts: Activations, chosen: Mapping[str, Any], seed: int) -> pd.Da
     some = np.random.default_rng(seed).permutation(ids)[::3].tolist()
     images = {example_id: example_id.split("/")[0] for example_id in some}
     return input_dependence(acts.select(example_id=some), l2s, groups=images, folds=3, seed=seed)
+
+
+def shuffle_test(model: Model, rows: list[Example], chosen: Mapping[str, Any], seed: int) -> pd.DataFrame:
+    """What each question's wanted answer gains with its own vector, and with that of another with the same answer."""
+    layer = chosen["color.l2s.setting"]["layer"]
+    acts = steerlab.capture(model, rows, layers=[layer], batch_size=64)
+    return shuffle_effects(
+        model, rows, acts, layer, alpha=STRENGTH, positions="last+generated", seed=seed, batch_size=64
+    )
 
 
 def table_of(summary: Mapping[str, Any]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from _dots import estimate_dot
 from _script import figure_script
 from matplotlib.figure import Figure
 
@@ -44,11 +45,22 @@ def draw(results_dir: str | Path) -> Figure:
 
 
 def draw_dependence(results_dir: str | Path) -> Figure:
-    """What each kind of predictor explains of the image questions' own vectors."""
+    """What each kind of predictor explains of the image questions' own vectors, and what another's vector loses."""
     frame = pd.read_csv(Path(results_dir) / "dependence.csv")
+    lost = read_summary(results_dir).get("shuffle.lost_share")
     with style():
-        fig = Figure(figsize=(4.2, 2.3), layout="constrained")
-        dependence_bars(frame, fig.subplots())
+        fig = Figure(figsize=(6.0, 2.3), layout="constrained")
+        left, right = fig.subplots(1, 2, width_ratios=[3, 1.4])
+        dependence_bars(frame, left)
+        left.set_title("a  What can be predicted\nof a question's own vector", pad=6)
+        right.set_title("b  Effect lost with\nanother's vector*", pad=6)
+        right.axvline(0, color="0.6", lw=0.6)
+        if lost is not None:  # else the own vectors had no effect of which a share could be lost
+            estimate_dot(right, lost, 0, "l2s")
+        right.set(yticks=[], xlim=(-0.1, 1.02), xticks=[0, 0.5, 1], xlabel="Share of the effect on\nthe wanted answer")
+        fig.supxlabel(
+            "*: of another question with the same answer; the dot has a 95 % interval", fontsize=7, x=0.99, ha="right"
+        )
         fig.suptitle("Do the image questions need a predicted vector?", fontsize=8)
         fig.draw_without_rendering()
     return fig

@@ -37,6 +37,7 @@ def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder,
     for method, number in product(("none", "mean", "routed_mean", "l2s"), NUMBERS):
         assert 0 <= summary[f"{method}.{number}"]["value"] <= 1
     assert summary["none.harmless_identical"]["value"] == 1
+    assert abs(summary["shuffle.lost_nats"]["value"]) < summary["shuffle.own_nats"]["value"]
     frame = pd.read_csv(out / "results.csv")
     assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
     stage = out / "stages" / "answers-l2s.csv"
