@@ -55,7 +55,7 @@ from safety_rivals import CHOSEN_BY
 
 import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
-from steerlab._support.files import fingerprint, write_json
+from steerlab._support.files import fingerprint, write_atomically, write_json
 from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
@@ -85,9 +85,10 @@ INSTRUCTIONS = {
     "message": "Answer in the language of the message.", "name": "Answer in that language.",
     "city": "Answer in the language that is spoken there.",
 }  # fmt: skip
+READERS = {"right_readably": "readable", "right_readably_b": "readable_b"}  # measures by a reader's labels
 RESULT_COLUMNS = [
     "clue", "part", "method", "alpha", "example_id", "behavior", "seen", "language", "right", "fluent", "perplexity",
-    "right_fluently", "right_readably", "answer",
+    "right_fluently", *READERS, "answer",
 ]  # fmt: skip
 
 
@@ -273,7 +274,7 @@ class Clue:
 
 
 def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
-    """The answers with what a reader, who did not know the method, found of those in the wanted language.
+    """The answers with what readers, who did not know the method, found of those in the wanted language.
 
     Raises:
         MismatchError: an answer in the wanted language was not read, or the file holds other labels.
@@ -281,17 +282,33 @@ def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
     made = [fingerprint(text)[:12] for text in found["text"].astype(str)]
     found = found.assign(answer=found["answer"].fillna(pd.Series(made, found.index)) if "answer" in found else made)
     if readings is None:
-        return found.drop(columns="right_readably", errors="ignore")  # an earlier run's: other methods lack it
+        return found.drop(columns=[*READERS], errors="ignore")  # an earlier run's: other methods lack it
     labels = pd.read_csv(readings)
     if not {"answer", "readable"} <= {*labels} or labels["answer"].duplicated().any():
         raise MismatchError(f"{readings}: expected columns answer, each once, and readable; it has {list(labels)}")
-    if not labels["readable"].isin([0, 1]).all():
-        raise MismatchError(f"{readings}: readable is 1 or 0, not {sorted({*labels['readable']} - {0, 1})[:3]}")
-    readable = found["answer"].map(labels.set_index("answer")["readable"])
-    missing = int((readable.isna() & (found["right"] == 1)).sum())
-    if missing:
-        raise MismatchError(f"{readings} lacks {missing} answers in the wanted language: read them")
-    return found.assign(right_readably=found["right"] * readable.fillna(0))
+    for measure, column in READERS.items():
+        if column not in labels:
+            continue
+        readable = found["answer"].map(labels.set_index("answer")[column])
+        if not labels[column].dropna().isin([0, 1]).all():
+            raise MismatchError(f"{readings}: {column} is 1 or 0, not {sorted({*labels[column]} - {0, 1})[:3]}")
+        if missing := int((readable.isna() & (found["right"] == 1)).sum()):
+            raise MismatchError(f"{readings} lacks {missing} answers in the wanted language ({column}): read them")
+        found[measure] = found["right"] * readable.fillna(0)
+    return found
+
+
+def read_again(folder: Path, readings: str, seed: int) -> dict[str, Any]:
+    """The numbers of a finished run with the labels of its answers as they are now; its results.csv is written anew."""
+    results = pd.read_csv(folder / "results.csv", low_memory=False)
+    plain = results["behavior"] == "English"
+    found = with_readings(results[~plain].assign(text=None), readings).drop(columns="text")
+    same, fitted = found[found["part"].isna()], found[found["part"].notna()]
+    everything = pd.concat([same, fitted, results[plain]], ignore_index=True)
+    table = everything[[name for name in RESULT_COLUMNS if name in everything]]
+    write_atomically(folder / "results.csv", lambda partial: table.to_csv(partial, index=False))
+    no_cosines = pd.DataFrame(columns=["clue", "example_id", "method", "seen", "cosine"])  # labels change none
+    return summarize(same, fitted, no_cosines, seed) | side_effects(results[plain], seed)
 
 
 def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
@@ -351,7 +368,7 @@ def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame
     """
     summary: dict[str, Any] = {}
     fitted = parts["method"].unique()
-    measures = [name for name in ("right", "right_fluently", "right_readably") if name in parts]
+    measures = [name for name in ("right", "right_fluently", *READERS) if name in parts]
     for (clue, seen), rows in parts.groupby(["clue", "seen"], sort=False):
         key = f"{clue}.{'seen' if seen else 'unseen'}"
         same = constant[(constant["clue"] == clue) & constant["example_id"].isin(rows["example_id"])]
@@ -395,7 +412,9 @@ def main() -> None:
     arguments.add_argument("--pictures", default=RESULTS / "l2s_images", help="results of l2s_images.py")
     arguments.add_argument("--safety", nargs="+", default=SAFETY, help="results of safety_rivals.py, one a model")
     arguments.add_argument(
-        "--only-sections", action="store_true", help="copy the other studies' numbers into OUT/summary.json, and stop"
+        "--only-sections",
+        action="store_true",
+        help="copy the other studies' numbers into OUT/summary.json (with --readings labels, too) and stop",
     )
     arguments.add_argument("--readings", help="CSV file: which answers (by fingerprint) a reader found readable")
     arguments.set_defaults(max_new_tokens=24, batch_size=32)
@@ -404,7 +423,11 @@ def main() -> None:
         arguments.error("--limit: give at least 3, so that every part has questions")
     sections = sections_of_others(args.pictures, args.safety)
     if args.only_sections:
-        write_json(Path(args.out) / "summary.json", read_summary(args.out) | sections)
+        before = read_summary(args.out)
+        if args.readings:
+            [(name, shares)] = before["expert"].items()
+            before["expert"] = {name: shares | read_again(Path(args.out), args.readings, args.seed)}
+        write_json(Path(args.out) / "summary.json", before | sections)
         return
     model = steerlab.load(args.model, device=args.device)
     everything = [e for name in LANGUAGE_CLUES for e in language_questions(name)]

@@ -18,17 +18,19 @@ The rivals of L2S: the best single vector (the mean contrast of one answer, or o
 the answer that a probe reads, the mean of the nearest neighbors, and a ridge regression. Two oracles: the mean contrast
 of the true answer, and the question's own contrast. "paper" and "released_pope" are L2S with the training settings of
 the paper and of the released code for POPE, "shuffled" is L2S fitted to the contrasts of other questions with the same
-answer. Each seed draws four fifths of the training images, and the weights of the net. Test questions are answered
-once; intervals are over images.
+answer, "gated" is L2S with its own choice behind a probe that tells questions from captions. Each seed draws four
+fifths of the training images, and the weights of the net. Test questions are answered once; intervals are over images.
+`--earlier` takes options, settings and answers from the folder of a finished run, and answers what that lacks.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import cache, partial
-from itertools import product
+from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,8 +55,10 @@ from steerlab.analysis.probe_gap import fit_probe
 from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
-from steerlab.methods import L2S_PAPER, P2S, Context, NearestNeighbors, RoutedMean, Steerer
+from steerlab.errors import MismatchError
+from steerlab.methods import L2S_PAPER, P2S, Context, Gated, LinearProbe, NearestNeighbors, RoutedMean, Steerer
 from steerlab.metrics import chair, paired_bootstrap
+from steerlab.plots import read_summary
 
 IMAGES = {"train": 1200, "validation": 300, "test": 600}
 POSITIONS = "last+generated"
@@ -78,6 +82,7 @@ OPTIONS = {
 }
 MEANS: dict[str, type[Any]] = {"routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors}  # all others are L2S
 ORACLES = ("answer_mean", "own")
+TESTED = ("one_vector", *OPTIONS, "gated", *ORACLES, "probe")
 ALL = "all answers"
 
 
@@ -94,13 +99,17 @@ def predictor(name: str, option: int, layer: int, context: int, seed: int, **ove
 
 def fit_predictor(name: str, option: int, layer: int, context: int, seed: int, train: Activations) -> Steerer:
     """The method, fitted; "shuffled" is fitted to contrasts of other questions with the same answer."""
+    if name == "gated":
+        probe = LinearProbe(context, positive=sorted(chain(*VALUES.values())), negative=[CAPTION]).fit(train)
+        return Gated(fit_predictor("l2s", option, layer, context, seed, train), probe, threshold=0.5)
     contrasts = shuffle_contrasts(train, seed=seed) if name == "shuffled" else train
     return predictor(name, option, layer, context, seed).fit(contrasts)
 
 
 def as_request(steerer: Steerer, alpha: float) -> Request:
     """A steerer at a strength, in units of the largest norm of its vectors if it has one."""
-    return Request(steerer, alpha / (getattr(steerer, "max_norm", None) or 1.0), POSITIONS)
+    predicts = steerer.steerer if isinstance(steerer, Gated) else steerer
+    return Request(steerer, alpha / (getattr(predicts, "max_norm", None) or 1.0), POSITIONS)
 
 
 def oracle(name: str, layer: int, train: Activations, tested: Activations) -> Steerer:
@@ -226,9 +235,12 @@ def best(grid: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def answer_test_questions(
-    run: ImageStudy, chosen: dict[tuple[str, str], dict[str, Any]], context: int, option: dict[str, int]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The answers of every method and seed to the test questions, and the scores of the first seed's captions."""
+    run: ImageStudy, chosen: dict[tuple[str, str], dict[str, Any]], context: int, option: dict[str, int],
+    names: Collection[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """The answers of these methods and all seeds to the test questions, and the scores of the first seed's captions."""
+    chosen, option = dict(chosen), option | {"gated": option["l2s"]}
+    chosen |= {("gated", kind): chosen["l2s", kind] for kind in TYPES}
     tested, part = run.acts["test"], run.parts["test"]
 
     @cache
@@ -259,13 +271,13 @@ def answer_test_questions(
     none = run.study.stage("test-none", lambda: run.answer(part.of_type(*TYPES), None))
     found = [none.assign(method="none", seed=0)]
     scores = [captions(run, "none", lambda: ())]
-    for name in ("one_vector", *OPTIONS, *ORACLES):
+    for name in [name for name in names if name != "probe"]:
         for seed, kind in product(range(1 if name in ORACLES else run.args.seeds), TYPES):
             answered = run.study.stage(f"test-{name}-{kind}-{seed}", partial(answer, name, kind, seed))
             found.append(answered.assign(method=name, seed=seed))
         if name not in ORACLES:
             scores.append(captions(run, name, partial(describe, name)))
-    for seed, kind in product(range(run.args.seeds), TYPES):
+    for seed, kind in product(range(run.args.seeds if "probe" in names else 0), TYPES):
         answered = run.study.stage(f"test-probe-{kind}-{seed}", partial(read, kind, seed))
         found.append(answered.assign(method="probe", seed=seed))
     return pd.concat(found, ignore_index=True), pd.concat(scores, ignore_index=True)
@@ -332,7 +344,7 @@ def summarize(run: ImageStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]
     rows = {row.id: row for row in part.rows}
     kinds = found["example_id"].map({i: row.split for i, row in rows.items()})
     for (method, kind, number), right in found.groupby(["method", kinds, "seed"])["right"]:
-        if method in OPTIONS:
+        if method in OPTIONS or method == "gated":
             summary[f"{kind}.{method}.seed{number}"] = round(float(right.mean()), 4)
     none = found[found["method"] == "none"].set_index("example_id")
     for value in VALUES["existence"]:
@@ -342,6 +354,37 @@ def summarize(run: ImageStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]
         wrong = none.loc[[row.id for row in part.of_type(kind)]].query("right == 0")
         summary[f"{kind}.none.errors_usual"] = round(float((wrong["said"] == wrong.index.map(part.usual)).mean()), 4)
     return summary
+
+
+class EarlierRun:
+    """The choices, answers and captions in the folder of a finished run."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.summary = Path(folder), read_summary(folder)
+        self.option, self.context = self.summary["options"], self.summary["context_layer"]
+        self.chosen = {
+            (name, kind): self.summary[f"{kind}.{name}.setting"]
+            for name, kind in product(["one_vector", *OPTIONS, *ORACLES], TYPES)
+        }
+        self.answers = pd.read_csv(self.folder / "results.csv").melt(
+            "example_id", var_name="method", value_name="right"
+        )
+        self.captions = pd.read_csv(self.folder / "captions.csv")
+
+    def lacks(self) -> list[str]:
+        """The methods that it has no answers of."""
+        return [name for name in TESTED if name not in set(self.answers["method"])]
+
+    def joined(self, kept: pd.DataFrame, made: pd.DataFrame, measure: str) -> pd.DataFrame:
+        """Its rows, and those of the methods that it lacks.
+
+        Raises:
+            MismatchError: unsteered rows are not the same.
+        """
+        before, now = (frame[frame["method"] == "none"].set_index("example_id")[measure] for frame in (kept, made))
+        if not before.sort_index().equals(now.sort_index().astype(before.dtype)):
+            raise MismatchError(f"{self.folder} holds other rows, or other unsteered answers: leave --earlier out")
+        return pd.concat([kept, made[~made["method"].isin(kept["method"])]], ignore_index=True)
 
 
 def page(run: ImageStudy, found: pd.DataFrame) -> str:
@@ -361,8 +404,11 @@ def main() -> None:
     arguments.add_argument("--layers", type=int, nargs="+", default=[3, 5], help="blocks to steer, to choose from")
     arguments.add_argument("--strengths", type=float, nargs="+", default=[4.0, 8.0, 16.0], help="alphas to choose from")
     arguments.add_argument("--seeds", type=int, default=5, help="how often the methods are fitted for the test")
+    arguments.add_argument("--earlier", help="folder of a finished run: its choices and answers are taken")
     args = arguments.parse_args()
     run = ImageStudy(args)
+    if args.earlier:
+        return add_to(run, EarlierRun(args.earlier))
     probes = run.probes()
     context = int(probes.groupby("layer")["accuracy"].mean().idxmax())
     options = run.options(context)
@@ -370,14 +416,31 @@ def main() -> None:
     option = {str(name): int(number) for name, number in ranked.items()}
     grid = run.search(context, option)
     chosen = best(grid)
-    found, scores = answer_test_questions(run, chosen, context, option)
+    found, scores = answer_test_questions(run, chosen, context, option, TESTED)
     summary = summarize(run, found, args.seed) | summarize_captions(scores, args.seed)
     summary |= {"context_layer": context, "options": option}
     summary |= {f"{kind}.{name}.setting": at for (name, kind), at in chosen.items()}
     for name, frame in {"grid": grid, "probes": probes, "options": options, "captions": scores}.items():
         frame.round(4).to_csv(run.study.folder / f"{name}.csv", index=False)
+    finish(run, found, summary, page(run, found))
+
+
+def add_to(run: ImageStudy, earlier: EarlierRun) -> None:
+    """Answer what an earlier run lacks, with its choices, and write the results of both."""
+    found, scores = answer_test_questions(run, earlier.chosen, earlier.context, earlier.option, earlier.lacks())
+    both = earlier.joined(earlier.answers, found, "right")
+    captions = earlier.joined(earlier.captions, scores, "chair_s")
+    new = summarize(run, both, run.args.seed) | summarize_captions(captions, run.args.seed)
+    captions.round(4).to_csv(run.study.folder / "captions.csv", index=False)
+    for name in ("grid", "probes", "options"):
+        pd.read_csv(earlier.folder / f"{name}.csv").to_csv(run.study.folder / f"{name}.csv", index=False)
+    finish(run, both, new | earlier.summary, (earlier.folder / "examples.md").read_text())
+
+
+def finish(run: ImageStudy, found: pd.DataFrame, summary: dict[str, Any], examples: str) -> None:
+    """Write the results and show the shares."""
     results = found.groupby(["example_id", "method"])["right"].mean().unstack("method").round(2).reset_index()
-    run.study.finish(results, summary, page(run, found), provenance(run.model, run.everything, args))
+    run.study.finish(results, summary, examples, provenance(run.model, run.everything, run.args))
     shares = shares_by_image(found, run.parts["test"]).groupby("type").mean().T
     show_table("Share of true answers to test questions", shares)
 

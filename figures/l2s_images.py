@@ -21,7 +21,7 @@ METHODS = {
     "routed_mean": ("routed_mean", "routed mean"),
     "nearest_neighbors": ("nearest_neighbors", "mean of the nearest\nneighbors"),
     "linear": ("linear", "linear map (ridge)"),
-    "l2s": ("l2s", "L2S"), "paper": ("l2s", "L2S, the paper's training"),
+    "l2s": ("l2s", "L2S"), "gated": ("l2s", "L2S behind a probe"), "paper": ("l2s", "L2S, the paper's training"),
     "released_pope": ("l2s", "L2S, training\nreleased for POPE"), "shuffled": ("random", "L2S, shuffled targets"),
     "answer_mean": ("p2s", "mean of the true\nanswer (oracle)"),
     "own": ("p2s", "own vector (oracle)"),

@@ -1,11 +1,12 @@
 """The study of what only a predicted vector can do runs from end to end, clue by clue, and draws its figure."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from l2s_evidence import RESULTS, SAFETY, WITH_ZERO, earlier_answers, sections_of_others, with_readings
+from l2s_evidence import RESULTS, SAFETY, WITH_ZERO, earlier_answers, read_again, sections_of_others, with_readings
 from running import succeed
 from saved import tiny_folder
 
@@ -22,10 +23,11 @@ LABEL = fingerprint("Hallo.")[:12]
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"answer": ["other"], "readable": [1]}, "lacks 1 answers in the wanted language: read them"),
+        ({"answer": ["other"], "readable": [1]}, r"lacks 1 answers in the wanted language \(readable\): read"),
         ({"answer": [LABEL, LABEL], "readable": [1, 0]}, "expected columns answer, each once, and readable"),
         ({"answer": [LABEL], "fluent": [1]}, r"it has \['answer', 'fluent'\]"),
         ({"answer": [LABEL], "readable": [7]}, r"readable is 1 or 0, not \[7\]"),
+        ({"answer": [LABEL], "readable": [1], "readable_b": [None]}, r"lacks 1 answers .*\(readable_b\)"),
     ],
 )
 def test_readings_that_are_not_those_of_the_answers_are_refused(labels, message: str, tmp_path: Path) -> None:
@@ -42,6 +44,13 @@ def test_only_readable_answers_in_the_wanted_language_count(tmp_path: Path) -> N
 def test_committed_sections_are_the_numbers_of_their_studies() -> None:
     sections = sections_of_others(RESULTS / "l2s_images", SAFETY)
     assert sections.items() <= read_summary(RESULTS / "l2s_evidence").items()
+
+
+def test_committed_shares_are_those_of_the_committed_labels(tmp_path: Path) -> None:
+    folder = shutil.copytree(RESULTS / "l2s_evidence", tmp_path / "evidence")
+    [committed] = read_summary(folder)["expert"].values()
+    assert read_again(folder, str(folder / "readings.csv"), seed=0).items() <= committed.items()
+    assert (folder / "results.csv").read_bytes() == (RESULTS / "l2s_evidence/results.csv").read_bytes()
 
 
 @pytest.mark.nightly
