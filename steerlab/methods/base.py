@@ -213,7 +213,7 @@ class Detector(FittedMixin):
         """
         check_type("clean", clean, (Activations, Context), "Activations from steerlab.capture, or a Context")
         context = clean if isinstance(clean, Context) else Context.of(clean)
-        check_same_model(self.name, getattr(self, "info_", {}), getattr(context.activations, "info", {}))
+        check_origin(self, context)
         self.threshold_ = threshold_at(self.score(context), fpr)
         return self
 
@@ -227,7 +227,7 @@ class Detector(FittedMixin):
             raise ActivationError(
                 f"this {type(self).__name__} has no threshold: call calibrate(clean, fpr=...), or give a threshold"
             )
-        check_same_model(self.name, getattr(self, "info_", {}), getattr(context.activations, "info", {}))
+        check_origin(self, context)
         return self.score(context) > self.threshold_
 
 
@@ -276,6 +276,15 @@ def check_fitted(method: object, attribute: str) -> None:
     if not hasattr(method, attribute):
         name = type(method).__name__
         raise ActivationError(f"this {name} is not fitted yet: call {name}.fit(activations) first")
+
+
+def check_origin(method: FittedMixin, context: Context) -> None:
+    """Refuse states of another model than the one that the method was fitted on.
+
+    Raises:
+        MismatchError: another model, or another chat template.
+    """
+    check_same_model(method.name, getattr(method, "info_", {}), getattr(context.activations, "info", {}))
 
 
 def check_width(states: Tensor, width: int, name: str) -> Float[Tensor, "batch hidden"]:

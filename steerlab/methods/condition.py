@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
-from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_origin, check_width
 from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
@@ -77,6 +77,7 @@ class ConditionVector(StateDetector):
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The cosine, from -1 to 1, of the centered state of each input with the direction."""
         check_fitted(self, "direction_")
+        check_origin(self, context)
         states = context.get_states(self.required_activations[0])
         centered = check_width(states, len(self.direction_), f"this {self.name}") - self.center_
         return torch.nn.functional.cosine_similarity(centered, self.direction_[None], dim=-1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from steerlab._support.checks import as_whole
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
-from steerlab.methods.base import Context, RequiredActivation, Steerer, are_same
+from steerlab.methods.base import Context, RequiredActivation, Steerer, are_same, check_origin
 from steerlab.methods.classes import as_names, check_acts, check_contrasts_nonzero, contrast_table
 from steerlab.models.sites import Site
 
@@ -57,7 +57,8 @@ class VectorPredictor(Steerer):
         return torch.cat([context.get_states(one).float() for one in self.required_activations], dim=-1)
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
-        """One vector per input, predicted from its context."""
+        """One vector per input, predicted from its context; states of another model are refused."""
+        check_origin(self, context)
         return self.predict(self.contexts(context))
 
     def training_pairs(self, acts: Activations) -> TrainingPairs:

@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlab._support.checks import as_number
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
-from steerlab.methods.base import Context, Detector, StateDetector, check_fitted, check_width
+from steerlab.methods.base import Context, Detector, StateDetector, check_fitted, check_origin, check_width
 from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
@@ -104,6 +104,7 @@ class LinearProbe(StateDetector):
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The probability of the positive class for each input."""
         check_fitted(self, "w_")
+        check_origin(self, context)
         states = check_width(context.get_states(self.required_activations[0]), len(self.w_), f"this {self.name}")
         return torch.sigmoid(states.double() @ self.w_.double() + self.b_)  # in float32 it is 1 from 17 on
 

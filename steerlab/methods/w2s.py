@@ -20,6 +20,7 @@ from steerlab.methods.base import (
     RequiredActivation,
     Steerer,
     check_fitted,
+    check_origin,
     check_width,
     steering_sites,
 )
@@ -136,6 +137,7 @@ class W2S(Steerer):
     def predict_slopes(self, context: Context) -> Float[Tensor, "batch site"]:
         """The predicted slope of each input at each site."""
         check_fitted(self, "weights_")
+        check_origin(self, context)
         states = context.get_states(self.required_activations[0])
         return check_width(states, len(self.weights_), "this W2S") @ self.weights_ + self.intercept_
 

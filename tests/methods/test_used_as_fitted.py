@@ -18,6 +18,7 @@ from steerlab.errors import ActivationError, DataError, MismatchError, SteeringE
 from steerlab.methods import (
     L2S,
     W2S,
+    ConditionVector,
     Context,
     Gated,
     GradientField,
@@ -106,10 +107,16 @@ def test_a_wrapper_that_is_fitted_to_more_layers_has_no_single_one(model: Model,
     assert not hasattr(gated.fit(acts), "site") and len(gated.sites) == 2
 
 
-def test_a_detector_reads_its_own_model_only(acts: Any) -> None:
-    probe, other = LinearProbe(1).fit(acts).calibrate(acts, fpr=0.5), tiny_lm("llama", seed=1)
-    with pytest.raises(MismatchError, match="was fitted on"):
-        probe.detect(Context.of(steerlab.capture(other, examples(), layers=[1])))
+def test_states_of_another_model_are_refused(acts: Any) -> None:
+    theirs = steerlab.capture(tiny_lm("llama", seed=1), examples(), layers=[1, 2])
+    probe, l2s = LinearProbe(1).fit(acts).calibrate(acts, fpr=0.5), L2S(1).fit(acts)
+    condition = ConditionVector(1, positive=["refuse"], negative=["answer"]).fit(acts)
+    near = NearestNeighbors(1, k=3).fit(acts)
+    for read in (probe.detect, probe.score, condition.score, l2s.vectors, near.vectors, Gated(l2s, probe).vectors):
+        assert len(read(Context.of(acts))) == len(WORDS)
+        with pytest.raises(MismatchError, match="was fitted on"):
+            read(Context.of(theirs))
+    assert len(l2s.fit(theirs).vectors(Context.of(theirs))) == len(WORDS)
 
 
 def test_a_sweep_leaves_a_calibrated_detector_as_it_is(model: Model, acts: Any) -> None:

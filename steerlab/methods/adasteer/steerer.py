@@ -16,10 +16,9 @@ from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods.adasteer.fit import ClassStates, Coordinate
 from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
 from steerlab.methods.adasteer.schedules import CoefficientSchedule, fit_schedule
-from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, repeat_vector
+from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, check_origin, repeat_vector
 from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer
 from steerlab.methods.serialization import savable
-from steerlab.models.fingerprint import check_same_model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
@@ -218,7 +217,6 @@ class AdaSteer(MultiSiteSteerer):
         Source: AdaSteer, arXiv 2504.09466 (logistic regression).
         """
         acts = inputs if isinstance(inputs, Activations) else inputs.activations
-        check_same_model(self.name, getattr(self, "info_", {}), getattr(acts, "info", {}))
         if not rejection and not compliance:
             raise DataError("calibrate needs labels: give rejection={id: needs it}, compliance={id: needs it}, or both")
         for i, (name, labels) in enumerate((("rejection", rejection), ("compliance", compliance))):
@@ -235,6 +233,7 @@ class AdaSteer(MultiSiteSteerer):
     def coordinates(self, context: Context) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """p_R and p_H of each input, from its unsteered prompt."""
         check_fitted(self, "rejection_axis_")
+        check_origin(self, context)
         at_r, at_h = self.required_activations
         return self.rejection_axis_(context.get_states(at_r)), self.harmfulness_axis_(context.get_states(at_h))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from steerlab.capturing.activations import Activations, ByExample
 from steerlab.errors import DataError
 from steerlab.methods.alphasteer.null_space import fit_map
-from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_origin, check_width
 from steerlab.methods.classes import as_names, check_contrasts_nonzero, check_disjoint, contrast_table, select_class
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
@@ -83,6 +83,7 @@ class NullSpaceGate(StateDetector):
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The gate of each input."""
+        check_origin(self, context)
         return self.gate(context.get_states(self.required_activations[0]))
 
     @property

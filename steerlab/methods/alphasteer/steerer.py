@@ -16,7 +16,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.alphasteer.detector import NullSpaceGate, fit_matrix, harmful_contrasts
 from steerlab.methods.alphasteer.published import PUBLISHED_RATIOS, published_directions
-from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, check_width
+from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, check_origin, check_width
 from steerlab.methods.classes import check_contrasts_nonzero
 from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer
 from steerlab.methods.serialization import savable
@@ -186,6 +186,7 @@ class AlphaSteer(MultiSiteSteerer):
     def vectors(self, context: Context) -> Rows:
         """The vector added to each input by a steerer with one site, from the captured state."""
         self._check_one_site()
+        check_origin(self, context)
         return steering_vectors(context.get_states(self._states[0]), **self._map(0))
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
@@ -194,6 +195,7 @@ class AlphaSteer(MultiSiteSteerer):
         if self.gates == "cumulative":
             pairs = zip(self.sites, maps, strict=True)
             return tuple(Intervention(site, vector_fn=partial(steering_vectors, **one)) for site, one in pairs)
+        check_origin(self, context)
         found = [gate_and_vectors(context.get_states(at), **one) for at, one in zip(self._states, maps, strict=True)]
         return tuple(Intervention(site, v, gate=g) for site, (g, v) in zip(self.sites, found, strict=True))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_whole, check_type
 from steerlab.errors import DataError, MismatchError, SteeringError
-from steerlab.methods.base import Context, RequiredActivation, Steerer, check_fitted
+from steerlab.methods.base import Context, RequiredActivation, Steerer, check_fitted, check_origin
 from steerlab.methods.concepts.dictionary import ConceptDictionary
 from steerlab.methods.serialization import savable
 
@@ -74,6 +74,7 @@ class ConceptSteering(Steerer):
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """The vector of each input: zero if it activates a concept that has none, or no concept."""
+        check_origin(self.concepts, context)
         table = torch.zeros(self.concepts.n_concepts + 1, self.concepts.concepts_.shape[1])  # the last is that of none
         for concept, vector in self.directions.items():
             table[concept] = vector

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError
-from steerlab.methods.base import Context, Detector, RequiredActivation, check_fitted, check_width
+from steerlab.methods.base import Context, Detector, RequiredActivation, check_fitted, check_origin, check_width
 from steerlab.methods.classes import check_disjoint, check_not_constant, select_two_classes
 from steerlab.methods.layers import Layers, storable, unique_sites
 from steerlab.methods.probe import fit_logistic
@@ -160,6 +160,7 @@ class TaskTracker(TwoPromptDetector):
     def scores(self, context: Context) -> Float[Tensor, "batch layers"]:
         """Log-odds of each layer's probe."""
         check_fitted(self, "coef_")
+        check_origin(self, context)
         return torch.stack([self._log_odds(context, i) for i in range(len(self.sites))], dim=1)
 
     def probabilities(self, context: Context) -> Float[Tensor, "batch layers"]:

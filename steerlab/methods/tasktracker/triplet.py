@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError
-from steerlab.methods.base import Context, check_fitted, provenance
+from steerlab.methods.base import Context, check_fitted, check_origin, provenance
 from steerlab.methods.classes import check_disjoint
 from steerlab.methods.layers import Layers
 from steerlab.methods.serialization import savable
@@ -95,6 +95,7 @@ class TripletProbe(TwoPromptDetector):
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The distance between the points of the task alone and of task and text, in [0, 2]."""
+        check_origin(self, context)
         full, primary = (self.embed(self._states(context, side)) for side in ("prompt", self.task))
         return (full - primary).norm(dim=1)
 
