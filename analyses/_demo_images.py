@@ -27,7 +27,7 @@ from steerlab.models.model import Model
 
 METHODS = ("one_vector", "routed_mean", "l2s", "own")
 TRAIN_IMAGES = MIN_TRAIN_IMAGES * 4 // 5  # the study fits to four fifths of its images, for each seed others
-SHUFFLED, STRENGTH = 128, 4.0  # questions of the shuffle test, and their strength in analyses/dependence.py
+SHUFFLED, STRENGTH = 44, 4.0  # questions of each type in the shuffle test; their strength in analyses/dependence.py
 OPENING = """\
 steerlab demo: Learn-to-Steer
 images: {model} sees what is in an image, but often says what is usual instead (it was trained to)
@@ -84,8 +84,9 @@ def run_image_half(
     study.stage("dependence", partial(dependence, acts, chosen, args.seed)).to_csv(
         study.folder / "dependence.csv", index=False
     )
-    of_type = train.of_type(*TYPES[:3])  # the rarer neighbors have too few questions with the same answer
-    some = evenly(without_split([with_fixed_contrast(row) for row in of_type]), SHUFFLED, args.seed)
+    some = []
+    for kind in TYPES[:3]:  # the rarer neighbors have too few questions with the same answer
+        some += evenly(without_split([with_fixed_contrast(row) for row in train.of_type(kind)]), SHUFFLED, args.seed)
     effects = study.stage("shuffle", partial(shuffle_test, model, some, chosen, args.seed))
     whole = pd.concat(found, ignore_index=True)
     shown = {name: whole[whole["method"] == name].rename(columns={"said": "text"}) for name in ("none", "l2s")}

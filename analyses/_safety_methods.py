@@ -103,7 +103,7 @@ def makers(seed: int) -> dict[str, Fit]:
         "kept_norm": partial(l2s, net="mlp"),  # with another operator: see `OPERATORS`
         "routed_with_rest": lambda layer, acts: RoutedWithRest(layer).fit(acts),
         "routed_with_gated_rest": lambda layer, acts: RoutedWithRest(layer, everywhere=False).fit(acts),
-        # the same two, at strengths of equal dose: see `BY_KL`
+        # two of these at strengths by dose: see `BY_KL`
         "l2s_by_kl": partial(l2s, net="mlp"),
         "routed_by_kl": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO).fit(acts),
     }

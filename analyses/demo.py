@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 from _common import as_markdown, limit_per_group, of_split, parser, provenance, show_table, to_long
-from _demo_images import TRAIN_IMAGES, chosen_settings, run_image_half, table_of
+from _demo_images import SHUFFLED, STRENGTH, TRAIN_IMAGES, chosen_settings, run_image_half, table_of
 from _demo_page import save_page
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
 
@@ -72,7 +72,7 @@ def main() -> None:
     identity |= {"sizes": [len(train), len(test), args.max_new_tokens, args.images], "weights": model.info()["weights"]}
     image_model = steerlab.load("scenes-vlm", device=args.device, backend="hooks")
     identity |= {"image settings": chosen_settings(), "image weights": image_model.info()["weights"]}
-    identity |= {"images": args.train_images, "data": data_hash([*train, *test])}
+    identity |= {"shuffle test": [SHUFFLED, STRENGTH], "images": args.train_images, "data": data_hash([*train, *test])}
     study = Study(args.out, identity)
     image_summary, answered, questions = run_image_half(study, image_model, args)
     show_table("Share of true answers about unseen images, by type of question", table_of(image_summary))

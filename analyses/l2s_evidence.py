@@ -23,7 +23,8 @@ there the questions themselves are of another kind.
 The summary has this task as section "expert", for which it was made (the README says why not experts), and beside it
 the numbers of `l2s_images.py` ("pictures") and `safety_rivals.py` ("safety").
 
-With `--only-sections` these two are copied anew, and nothing else changes.
+With `--only-sections` these two are copied anew; with `--readings`, too, the answers in OUT are counted anew by the
+labels, without a model. Nothing else changes. Readers are A (`readable`) and B (`readable_b`).
 
 An interrupted run resumes from finished stages. Processes can share the work by `--clues`: the last run, with all of
 them, reads what is there. `--earlier` takes the judged answers of an earlier run from its results.csv, so that only
@@ -281,8 +282,9 @@ def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
     """
     made = [fingerprint(text)[:12] for text in found["text"].astype(str)]
     found = found.assign(answer=found["answer"].fillna(pd.Series(made, found.index)) if "answer" in found else made)
+    found = found.drop(columns=[*READERS], errors="ignore")  # an earlier run's: other methods lack it
     if readings is None:
-        return found.drop(columns=[*READERS], errors="ignore")  # an earlier run's: other methods lack it
+        return found
     labels = pd.read_csv(readings)
     if not {"answer", "readable"} <= {*labels} or labels["answer"].duplicated().any():
         raise MismatchError(f"{readings}: expected columns answer, each once, and readable; it has {list(labels)}")
@@ -291,7 +293,8 @@ def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
             continue
         readable = found["answer"].map(labels.set_index("answer")[column])
         if not labels[column].dropna().isin([0, 1]).all():
-            raise MismatchError(f"{readings}: {column} is 1 or 0, not {sorted({*labels[column]} - {0, 1})[:3]}")
+            others = sorted({*labels[column].dropna()} - {0, 1}, key=str)
+            raise MismatchError(f"{readings}: {column} is 1 or 0, not {others[:3]}")
         if missing := int((readable.isna() & (found["right"] == 1)).sum()):
             raise MismatchError(f"{readings} lacks {missing} answers in the wanted language ({column}): read them")
         found[measure] = found["right"] * readable.fillna(0)
@@ -426,7 +429,9 @@ def main() -> None:
         before = read_summary(args.out)
         if args.readings:
             [(name, shares)] = before["expert"].items()
-            before["expert"] = {name: shares | read_again(Path(args.out), args.readings, args.seed)}
+            kept = {key: value for key, value in shares.items() if "right_readably" not in key}
+            before["expert"] = {name: kept | read_again(Path(args.out), args.readings, args.seed)}
+            before["readings"] = fingerprint(Path(args.readings).read_text())
         write_json(Path(args.out) / "summary.json", before | sections)
         return
     model = steerlab.load(args.model, device=args.device)
@@ -456,6 +461,8 @@ def main() -> None:
     results = results[[name for name in RESULT_COLUMNS if name in results]]
     numbers_here = summarize(same, fitted, near, args.seed) | side_effects(others, args.seed)
     summary = {"expert": {model.id: numbers_here}, **sections}
+    if args.readings:
+        summary["readings"] = fingerprint(Path(args.readings).read_text())
     study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
     measure = "right_readably" if args.readings else "right_fluently"
     show_table(measure, fitted.groupby(["clue", "seen", "method"])[measure].mean().unstack())

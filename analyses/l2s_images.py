@@ -51,6 +51,7 @@ from scenes.questions import scene_vocabulary
 
 import steerlab
 from steerlab import L2S, Activations, Example, Request, SteeringVector
+from steerlab._support.files import fingerprint
 from steerlab.analysis.probe_gap import fit_probe
 from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
@@ -58,6 +59,7 @@ from steerlab.data import data_hash
 from steerlab.errors import MismatchError
 from steerlab.methods import L2S_PAPER, P2S, Context, Gated, LinearProbe, NearestNeighbors, RoutedMean, Steerer
 from steerlab.metrics import chair, paired_bootstrap
+from steerlab.models.fingerprint import differences
 from steerlab.plots import read_summary
 
 IMAGES = {"train": 1200, "validation": 300, "test": 600}
@@ -359,8 +361,10 @@ def summarize(run: ImageStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]
 class EarlierRun:
     """The choices, answers and captions in the folder of a finished run."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, study: Study) -> None:
         self.folder, self.summary = Path(folder), read_summary(folder)
+        if found := differences(self.summary["study"], study.identity):
+            raise MismatchError(f"{folder} is of another study: its {', '.join(found)} differ. Leave --earlier out")
         self.option, self.context = self.summary["options"], self.summary["context_layer"]
         self.chosen = {
             (name, kind): self.summary[f"{kind}.{name}.setting"]
@@ -408,7 +412,7 @@ def main() -> None:
     args = arguments.parse_args()
     run = ImageStudy(args)
     if args.earlier:
-        return add_to(run, EarlierRun(args.earlier))
+        return add_to(run, EarlierRun(args.earlier, run.study))
     probes = run.probes()
     context = int(probes.groupby("layer")["accuracy"].mean().idxmax())
     options = run.options(context)
@@ -434,6 +438,7 @@ def add_to(run: ImageStudy, earlier: EarlierRun) -> None:
     captions.round(4).to_csv(run.study.folder / "captions.csv", index=False)
     for name in ("grid", "probes", "options"):
         pd.read_csv(earlier.folder / f"{name}.csv").to_csv(run.study.folder / f"{name}.csv", index=False)
+    new["answers_of_earlier_runs"] = [fingerprint((earlier.folder / "results.csv").read_text())]
     finish(run, both, new | earlier.summary, (earlier.folder / "examples.md").read_text())
 
 

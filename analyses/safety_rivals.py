@@ -22,8 +22,8 @@ probe of what needs steering), "released" (training settings of the released cod
 its strength too), "low_rank" (targets of rank 4), "several_layers" (all of `--layers` are read), "kept_norm" (each
 state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves;
 "routed_with_gated_rest" only where the mean is not zero). "l2s_by_kl" and "routed_by_kl" have the strengths at which
-the 95th percentile of the KL divergence from the unsteered model is `--nats` per token, on 16 validation rows that are
-to be steered.
+the 95th percentile of the KL divergence from the unsteered model is one of `--nats` per token, over 12 tokens, all of
+them steered, of 16 validation rows; each takes the better of its settings, so their doses may differ.
 "routed_by_layer" is the routed mean with refusals at the setting's layer and deferrals at the lowest of `--layers`. At
 the setting of L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed
 mean, "class_mean" knows the true behavior. L2S, balanced, gated and "shuffled" have `--seeds`, the other nets one;
@@ -241,14 +241,15 @@ class Vectors:
         """The strength at which a method is so many nats from the unsteered model."""
 
         def found() -> pd.DataFrame:
-            requests = self.predicted(name, makers(self.args.seed)[name], "validation", sentences, (layer, 1.0, 0))
+            fit, seed = makers(self.args.seed)[name], self.args.seed
+            requests = self.predicted(name, fit, "validation", sentences, (layer, 1.0, 0), seed)
             rows = [e for e in self.parts["validation"] if e.behavior not in ZERO]
             some = [e for of in ("refuse", "defer") for e in [e for e in rows if e.behavior == of][:8]]
             options: dict[str, Any] = {"max_new_tokens": 12, "positions": "all", "batch_size": len(some)}
             strength = calibrate_strength(self.model, some, requests[0].steerer, kl=kl, **options)
             return pd.DataFrame({"alpha": [round(strength.alpha, 4)]})
 
-        return float(self.study.stage(f"strength-{name}-{layer}-{kl:g}", found)["alpha"].iloc[0])
+        return float(self.study.stage(f"strength-{name}-{sentences}-{layer}-{kl:g}", found)["alpha"].iloc[0])
 
     def routed_right(self, sentences: str, at: Setting) -> dict[str, float]:
         """For each behavior, the share of test rows whose vector is the mean of their behavior."""
@@ -321,12 +322,13 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
     known = {*tried[["method", *AT]].itertuples(index=False, name=None)}
     for name in args.methods if args.grid else dict.fromkeys(("own", *args.methods)):
         strength = BRINGS.get(name, (sentences, None))[1]
-        wanted = dict.fromkeys((layer, strength or alpha, first) for layer, alpha, first in settings)
+        wanted = {(layer, strength or alpha, first): float("nan") for layer, alpha, first in settings}
         if name in BY_KL:
             doses = product(args.layers, args.nats, args.first)
-            wanted = {(layer, vectors.at_dose(name, sentences, layer, kl), first): None for layer, kl, first in doses}
+            wanted = {(layer, vectors.at_dose(name, sentences, layer, kl), first): kl for layer, kl, first in doses}
         if lacking := [at for at in wanted if (name, *at) not in known]:
-            found = pd.concat([found, search(answers, vectors, sentences, lacking, name, args.seed)])
+            tried = search(answers, vectors, sentences, lacking, name, args.seed)
+            found = pd.concat([found, tried.assign(nats=[wanted[at] for at in lacking])])
     return found.reset_index(drop=True)
 
 
@@ -400,7 +402,8 @@ def stratified(values: pd.Series, behaviors: pd.Series, seed: int) -> dict[str, 
 
 def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Shares of every method with intervals, and differences on the same inputs (`A_over_B`: A minus B): L2S minus
-    every other; own minus class_mean, gated and routed_with_rest minus routed_mean, and linear minus none.
+    every other; own minus class_mean; gated, routed_with_rest and routed_with_gated_rest minus routed_mean; linear
+    minus none; l2s_by_kl (one seed) minus routed_by_kl.
 
     `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `METHOD.seeds.*` has each seed's.
     """
@@ -422,7 +425,8 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
         sums = [parts_of_goal(rows).groupby(rows["behavior"]).mean().sum() for rows in seeds]
         summary[f"{name}.seeds.overall"] = [round(float(one), 4) for one in sums]
     pairs = [*(("l2s", name) for name in values if name != "l2s"), ("own", "class_mean"), ("gated", "routed_mean")]
-    pairs += [("routed_with_rest", "routed_mean"), ("linear", "none")]
+    pairs += [("routed_with_rest", "routed_mean"), ("linear", "none"), ("l2s_by_kl", "routed_by_kl")]
+    pairs += [("routed_with_gated_rest", "routed_mean")]
     for one, other in [pair for pair in pairs if {*pair} <= {*values}]:
         summary[f"{one}_over_{other}.overall"] = stratified(overall[one] - overall[other], behaviors, seed)
         for name in values[one]:

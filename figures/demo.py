@@ -55,12 +55,14 @@ def draw_dependence(results_dir: str | Path) -> Figure:
         left.set_title("a  What can be predicted\nof a question's own vector", pad=6)
         right.set_title("b  Effect lost with\nanother's vector*", pad=6)
         right.axvline(0, color="0.6", lw=0.6)
-        if lost is not None:  # else the own vectors had no effect of which a share could be lost
+        if lost is None:  # the own vectors have no effect of which a share could be lost
+            right.text(0.5, 0.5, "no effect", transform=right.transAxes, ha="center")
+        else:
             estimate_dot(right, lost, 0, "l2s")
+            right.text(0.98, 0.5, f"{lost['value']:.2f}", transform=right.transAxes, ha="right", va="center")
         right.set(yticks=[], xlim=(-0.1, 1.02), xticks=[0, 0.5, 1], xlabel="Share of the effect on\nthe wanted answer")
-        fig.supxlabel(
-            "*: of another question with the same answer; the dot has a 95 % interval", fontsize=7, x=0.99, ha="right"
-        )
+        note = "*: of another question with the same answer; with a 95 % interval"
+        fig.supxlabel(note, fontsize=7, x=0.99, ha="right")
         fig.suptitle("Do the image questions need a predicted vector?", fontsize=8)
         fig.draw_without_rendering()
     return fig

@@ -30,7 +30,7 @@ METHODS = {
     "low_rank": ("l2s", "L2S, targets of rank 4"), "several_layers": ("l2s", "L2S, reads two layers"),
     "kept_norm": ("l2s", "L2S, states keep\ntheir length"),
     "routed_with_rest": ("routed_mean", "routed mean, and ridge\non what it leaves"),
-    "routed_with_gated_rest": ("routed_mean", "the same, everyday\nrequests left alone"),
+    "routed_with_gated_rest": ("routed_mean", "… only where the\nprobe steers"),
     "routed_by_kl": ("routed_mean", "routed mean,\nstrength by KL"),
     "shuffled": ("random", "L2S, shuffled targets"), "class_mean": ("p2s", "mean of the true\nbehavior (oracle)"),
     "own": ("p2s", "own vector (oracle)"),

@@ -10,7 +10,15 @@ from torch import Tensor
 from steerlab._support.checks import as_number, check_type
 from steerlab.capturing.activations import Activations
 from steerlab.errors import MismatchError, SteeringError
-from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
+from steerlab.methods.base import (
+    Context,
+    Detector,
+    Intervention,
+    RequiredActivation,
+    Steerer,
+    check_origin,
+    steering_sites,
+)
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.methods.wrapper import Wrapper
@@ -80,6 +88,7 @@ class Gated(Wrapper):
 
     def gate(self, context: Context) -> Float[Tensor, " batch"]:
         """The factor of each input: 0 or 1, or with `soft` a number between."""
+        check_origin(self.detector, context)
         if self.soft:
             gate = self.detector.score(context).float().clamp(0, 1)
         elif self.threshold is None:

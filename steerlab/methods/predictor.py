@@ -53,12 +53,15 @@ class VectorPredictor(Steerer):
         """One vector per context, `(batch, hidden)` float32, in units of the residual stream."""
 
     def contexts(self, context: Context) -> Float[Tensor, "batch context"]:
-        """The states that are read, of all context layers side by side, float32."""
+        """The states that are read, of all context layers side by side, float32; those of another model are refused."""
+        check_origin(self, context)
+        return self._read(context)
+
+    def _read(self, context: Context) -> Float[Tensor, "batch context"]:
         return torch.cat([context.get_states(one).float() for one in self.required_activations], dim=-1)
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
-        """One vector per input, predicted from its context; states of another model are refused."""
-        check_origin(self, context)
+        """One vector per input, predicted from its context."""
         return self.predict(self.contexts(context))
 
     def training_pairs(self, acts: Activations) -> TrainingPairs:
@@ -91,4 +94,4 @@ class VectorPredictor(Steerer):
                 f"MeanDifference({self.layer!r}) steers in the same way",
                 stacklevel=5,
             )
-        return self.contexts(Context(tuple(ids), acts)), targets, acts.labels(ids, self.label)
+        return self._read(Context(tuple(ids), acts)), targets, acts.labels(ids, self.label)

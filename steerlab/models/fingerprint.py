@@ -118,7 +118,8 @@ def check_same_model(name: str, fitted: Origin, other: Origin) -> None:
         return
     origins = f"{describe_origin(fitted)}, and what it is used with comes from {describe_origin(other)}"
     template = ", and the same chat template" if same_model(fitted, other) else ""
-    raise MismatchError(f"{name} was fitted on {origins}: use the same model for both{template}")
+    accept = "load_steerer(folder, model, force=True) accepts a saved one for another"
+    raise MismatchError(f"{name} was fitted on {origins}: use the same model for both{template}. {accept}")
 
 
 def describe_origin(origin: Origin) -> str:
