@@ -347,7 +347,7 @@ def summarize(run: ImageStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]
     kinds = found["example_id"].map({i: row.split for i, row in rows.items()})
     for (method, kind, number), right in found.groupby(["method", kinds, "seed"])["right"]:
         if method in OPTIONS or method == "gated":
-            summary[f"{kind}.{method}.seed{number}"] = round(float(right.mean()), 4)
+            summary[f"{kind}.{method}.seed{number:g}"] = round(float(right.mean()), 4)
     none = found[found["method"] == "none"].set_index("example_id")
     for value in VALUES["existence"]:
         questions = [row.id for row in part.of_type("existence") if row.behavior == value]
