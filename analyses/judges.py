@@ -29,7 +29,7 @@ from steerlab.metrics.topic import ON_TOPIC, topic_gain
 from steerlab.models.model import Model
 
 LABELS = Path(__file__).parent / "results/judges"
-FILES = ("answers.csv", "deferral.csv", "rivals.csv", "fresh.csv")
+FILES = ("answers.csv", "deferral.csv", "rivals.csv", "fresh.csv", "later.csv")
 BY = ("a", "b", "judge")  # who labels: the two readers, and the rule
 SOURCES = {  # the prompts, by the first part of an example's id
     "advbench": "harmful_prompts/advbench.jsonl",
@@ -103,7 +103,7 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
     Raises:
         DataError: a gain of an answer that has no labels.
     """
-    answers, deferrals, rivals, fresh = tables
+    answers, deferrals, rivals, fresh, later = tables
     before = rivals.assign(refuses_judge=rivals["refuses_before"])
     once = fresh.drop_duplicates("number")  # an answer that two methods give is read once
     topic = answers.merge(gains, on="number")
@@ -118,6 +118,7 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
         ("rivals.", rivals, (*refusals, *deferred)),
         ("rivals_before.", before, ("refuses", "refuses_fluently")),
         ("fresh.", once, (*refusals, *deferred)),
+        ("later.", later.drop_duplicates("number"), (*refusals, *deferred)),
         ("unseen.", pd.concat([before, once], ignore_index=True), refusals),
     ):
         rows = with_gated(table)
@@ -136,9 +137,11 @@ def summarize(tables: Sequence[pd.DataFrame], gains: pd.DataFrame) -> dict[str, 
         for model, rows in table.groupby("model"):
             found[f"{key}{name}.a.{model}"] = agreement(rows[f"{name}_judge"], rows[f"{name}_a"])
     shares = (("refuse", "refuses_fluently"), ("defer", "defers_fluently"), ("defer", "refuses"))
-    for (wanted, name), (method, rows) in product(shares, with_gated(fresh).groupby("method")):
-        some = rows[rows["wanted"] == wanted]  # what the readers and the rules count under each method
-        found |= {f"fresh.{method}.{wanted}.{name}.{by}": share(some[f"{name}_{by}"]) for by in BY}
+    for key, table in (("fresh", fresh), ("later", later)):
+        for (wanted, name), (method, rows) in product(shares, with_gated(table).groupby("method")):
+            some = rows[rows["wanted"] == wanted]  # what the readers and the rules count under each method
+            if len(some):
+                found |= {f"{key}.{method}.{wanted}.{name}.{by}": share(some[f"{name}_{by}"]) for by in BY}
     return found
 
 

@@ -50,7 +50,7 @@ def draw(results_dir: str | Path) -> Figure:
     summary = read_summary(results_dir)
     methods = [name for name in METHODS if f"{name}.overall" in summary]
     with style():
-        fig = Figure(figsize=(width(2), 1.4 + 0.2 * len(methods)), layout="constrained")
+        fig = Figure(figsize=(width(2), 1.4 + 0.23 * len(methods)), layout="constrained")
         axes = fig.subplots(1, len(PANELS) + 1, sharey=True)
         for ax, (measure, title, goal) in zip(axes, PANELS, strict=False):
             ax.axvline(goal, color="0.6", lw=0.8, ls="--")

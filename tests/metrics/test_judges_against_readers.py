@@ -72,8 +72,9 @@ def test_committed_judgments_are_those_of_the_rules() -> None:
     assert (shown.apply(fluent_by_perplexity, axis=1).astype(int) == shown["fluent_judge"]).all()
 
 
-def test_fresh_labels_are_of_the_answers_that_the_safety_study_judged() -> None:
-    fresh, keys = pd.read_csv(FOLDER / "fresh.csv"), ["method", "example_id"]
+@pytest.mark.parametrize("name", ["fresh.csv", "later.csv"])
+def test_labels_are_of_the_answers_that_the_safety_study_judged(name: str) -> None:
+    fresh, keys = pd.read_csv(FOLDER / name), ["method", "example_id"]
     study = pd.read_csv(FOLDER.parent / "safety_rivals/results.csv").query("seed == 0").set_index(keys)
     rows = fresh.set_index(keys)
     for label in ("refuses", "defers", "fluent"):
