@@ -42,6 +42,7 @@ from steerlab._support.files import fingerprint
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
+from steerlab.errors import DataError
 from steerlab.methods import Clamp, Operation, Prompt
 from steerlab.models.model import Model
 
@@ -190,7 +191,10 @@ def choose_again(
     grid = pd.read_csv(args.grid)
     added, finely = grid["operator"] == "add", partial(evaluate, study, model, sets, learned, args, "validation")
     if args.choose == "addition":
-        best = ranked(grid[grid["part"] == "validation"], "add").iloc[0]
+        tried = ranked(grid[grid["part"] == "validation"], "add")
+        if tried.empty:
+            raise DataError(f"{args.grid} has no addition on validation prompts: give that of a run without --grid")
+        best = tried.iloc[0]
         place = ("add", best["kind"], int(best["layer"]))
         found = finely([(*place, *setting) for setting in product(FINE_STRENGTHS, FINE_FIRST)])
         return pd.concat([found.assign(part="seen"), grid[~added]], ignore_index=True)
