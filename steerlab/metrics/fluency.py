@@ -90,8 +90,8 @@ def is_fluent(
     Without the perplexity it agrees on .90 (kappa .64) and finds 43: nonsense made of distinct words passes. All
     broken texts were those of a model of 135 million parameters, and so is the bound: of one of 500 million, no text
     was broken, and none reached it. Choose it anew for a model whose own answers come near it. Long texts repeat word
-    pairs naturally: lower `min_distinct2` beyond some 200 words. How a text ends is not judged: of 1,196 steered answers
-    that ended by themselves none broke off in a sentence, so a rule for it could not be tested.
+    pairs naturally: lower `min_distinct2` beyond some 200 words. How a text ends is not judged: of 1,196 steered
+    answers that ended by themselves none broke off in a sentence, so a rule for it could not be tested.
 
     Raises:
         DataError: the perplexity is below 1.
