@@ -20,6 +20,7 @@ from steerlab.methods.predictor import VectorPredictor
 from steerlab.models.operators import Operator
 from steerlab.models.sites import Site
 
+BY_KL = {"l2s_by_kl": "l2s", "routed_by_kl": "routed_mean"}  # the same methods, at the strength that has a given KL
 Fitted = Steerer | list[Steerer]  # several are added up
 Fit = Callable[[int, Activations], Fitted]
 ZERO = ["answer"]
@@ -87,7 +88,7 @@ def makers(seed: int) -> dict[str, Fit]:
 
     found: dict[str, Fit] = {"mean": lambda layer, acts: MeanDifference(layer).fit(acts)}
     found |= {name: partial(mix, share=share) for name, share in MIXES.items()}
-    return found | {
+    found |= {
         "routed_mean": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO).fit(acts),
         "routed_by_layer": routed_by_layer,
         "routed_soft": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO, soft=True).fit(acts),
@@ -103,15 +104,12 @@ def makers(seed: int) -> dict[str, Fit]:
         "kept_norm": partial(l2s, net="mlp"),  # with another operator: see `OPERATORS`
         "routed_with_rest": lambda layer, acts: RoutedWithRest(layer).fit(acts),
         "routed_with_gated_rest": lambda layer, acts: RoutedWithRest(layer, everywhere=False).fit(acts),
-        # two of these at strengths by dose: see `BY_KL`
-        "l2s_by_kl": partial(l2s, net="mlp"),
-        "routed_by_kl": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO).fit(acts),
     }
+    return found | {name: found[method] for name, method in BY_KL.items()}
 
 
 # what a method brings: pairs of answers, and its strength. The published words are read at the last token of their pair
 PUBLISHED = {name: replace(pair, position=-1) for name, pair in PUBLISHED_PAIRS["qwen"].items()} | {"answer": None}
-BY_KL = {"l2s_by_kl", "routed_by_kl"}  # their strengths have given distances from the unsteered model
 BRINGS = {"published": ("published", 2.2)}
 
 

@@ -243,8 +243,7 @@ class Vectors:
         def found() -> pd.DataFrame:
             fit, seed = makers(self.args.seed)[name], self.args.seed
             requests = self.predicted(name, fit, "validation", sentences, (layer, 1.0, 0), seed)
-            rows = [e for e in self.parts["validation"] if e.behavior not in ZERO]
-            some = [e for of in ("refuse", "defer") for e in [e for e in rows if e.behavior == of][:8]]
+            some = limit_per_group([e for e in self.parts["validation"] if e.behavior not in ZERO], 8)
             options: dict[str, Any] = {"max_new_tokens": 12, "positions": "all", "batch_size": len(some)}
             strength = calibrate_strength(self.model, some, requests[0].steerer, kl=kl, **options)
             return pd.DataFrame({"alpha": [round(strength.alpha, 4)]})
