@@ -2,7 +2,7 @@
 
     python analyses/train_scenes_vlm.py --size small --easy-vqa .../easy_vqa --out results/scenes_vlm
 
-`small` is made from scratch (two CPU cores, three quarters of an hour): a CLIP-style vision tower, LLaVA's projector
+`small` is made from scratch (two CPU cores, an hour): a CLIP-style vision tower, LLaVA's projector
 and a Llama of six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes; needs peft).
 Both are trained on the same scenes and the same partly usual, false answers (`scenes.questions.Habits`). The tower is
 trained first, to classify patches; then the whole model is trained on questions. An interrupted run continues from its
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 RECIPES: dict[str, dict[str, float]] = {
-    "small": {"vision_steps": 2400, "vision_batch": 96, "steps": 4000, "batch": 32, "lr": 1e-3, "vision_lr": 2e-4},
+    "small": {"vision_steps": 6000, "vision_batch": 96, "steps": 4000, "batch": 32, "lr": 1e-3, "vision_lr": 2e-4},
     "full": {"vision_steps": 2400, "vision_batch": 256, "steps": 1000, "batch": 64, "lr": 3e-4, "vision_lr": 2e-4},
 }
 WARMUP, EASY_VQA_SHARE = 0.05, 0.12

@@ -48,7 +48,7 @@ class Shape:
 
     side: int = 64
     patch: int = 8
-    vision_layers: int = 4
+    vision_layers: int = 6
     vision_width: int = 128
     layers: int = 6
     width: int = 160
@@ -57,7 +57,7 @@ class Shape:
 
 
 SMALL = Shape()
-FULL = Shape(vision_layers=6, vision_width=256)
+FULL = Shape(vision_width=256)
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:

@@ -22,18 +22,22 @@ from scenes.world import Scene, World
 
 
 def patch_labels(scene: Scene, side: int, patch: int) -> NDArray[np.int64]:
-    """`(4, patches)`: kind and color of the topmost object at the center of each patch, the number of its kind, and
-    the kind of its neighbor; 0 is the background, and no neighbor."""
+    """`(5, patches)`: kind and color of the topmost object at the center of each patch, the number of its kind, the
+    kind of its neighbor, and where in the object the patch is (3 x 3 places; each object's center is in one patch, so
+    objects are counted and not patches); 0 is the background, and no neighbor."""
     kinds, colors = scene.world.kinds, list(COLORS)
     centers = np.arange(patch / 2, side, patch)
-    found = np.zeros((4, len(centers), len(centers)), dtype=np.int64)
+    found = np.zeros((5, len(centers), len(centers)), dtype=np.int64)
     for thing in scene.things:  # drawn in this order, so later objects cover earlier ones
         down = (centers >= thing.y) & (centers < thing.y + thing.size)
         across = (centers >= thing.x) & (centers < thing.x + thing.size)
         color, near = colors.index(thing.color) + 1 if thing.color else 0, scene.neighbor(thing)[0]
         label = [kinds.index(thing.kind) + 1, color, scene.count(thing.kind), kinds.index(near) + 1 if near else 0]
-        found[:, down[:, None] & across] = np.array(label)[:, None]
-    return found.reshape(4, -1)
+        inside = down[:, None] & across
+        found[:4, inside] = np.array(label)[:, None]
+        y, x = (np.clip(np.floor((centers - at - thing.size / 2) / patch + 0.5), -1, 1) for at in (thing.y, thing.x))
+        found[4, inside] = (5 + 3 * y[:, None] + x)[inside]
+    return found.reshape(5, -1)
 
 
 def pretrain_vision(
@@ -44,7 +48,7 @@ def pretrain_vision(
     device, width = next(tower.parameters()).device, int(tower.config.hidden_size)
     side, patch = int(tower.config.image_size), int(tower.config.patch_size)
     n = len(world.kinds) + 1
-    sizes = (n, len(COLORS) + 1, world.max_things + 1, n)
+    sizes = (n, len(COLORS) + 1, world.max_things + 1, n, 10)
     heads = nn.ModuleList([nn.Linear(width, n) for n in sizes]).to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
@@ -70,4 +74,4 @@ def pretrain_vision(
         right = [(one.argmax(-1) == labels[:, i])[thing].float().mean().item() for i, one in enumerate(logits)]
         accuracies.append(right)
     shares = np.mean(accuracies[-20:], axis=0).round(3).tolist()
-    return dict(zip(("kind", "color", "number", "neighbor"), shares, strict=True))
+    return dict(zip(("kind", "color", "number", "neighbor", "place"), shares, strict=True))

@@ -9,6 +9,7 @@ from running import DATA
 from scenes import questions
 from scenes.questions import CLEARLY, HABITS, Habits, Question, caption, existence, plural, true_questions, usual_answer
 from scenes.shapes import COLORS, KINDS, stamp
+from scenes.vision import patch_labels
 from scenes.world import SIDE, Scene, Thing, World, emoji_sprites
 
 from steerlab.errors import DataError
@@ -44,6 +45,18 @@ def test_a_thing_is_drawn_in_its_color_where_it_is_said_to_be() -> None:
         image = np.asarray(scene.image()).astype(int)
         assert np.abs(image[25:35, 15:25] - np.array(color)).max() <= 21
         assert np.abs(image[:10] - np.array(color)).max(-1).min() > 30
+
+
+@given(st.integers(0, 10**6))
+def test_patch_labels_count_objects_by_their_centers(seed: int) -> None:
+    scene = _scene(seed)
+    kind, _, number, _, place = patch_labels(scene, SIDE, 8)
+    middle = [kind[patch] for patch in np.flatnonzero(place == 5)]
+    for i, one in enumerate(KINDS, 1):
+        assert middle.count(i) <= scene.count(one), "covered centers are no longer seen"
+        assert set(number[kind == i]) <= {scene.count(one)}
+    alone = Scene((Thing("box", "red", 9, 22, 16),), seed=1, world=WORLD)
+    assert patch_labels(alone, SIDE, 8)[4].reshape(8, 8)[3:5, 1:3].tolist() == [[4, 5], [7, 8]]
 
 
 @given(st.integers(0, 10**6))
