@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from steerlab.capturing.activations import Activations, sorted_by_id
 from steerlab.errors import DataError
@@ -87,7 +88,8 @@ def fit_probe(x: NDArray[np.float64], truth: Sequence[str], seed: int = 0) -> Gr
         {"logisticregression__C": INVERSE_PENALTIES},
         cv=PredefinedSplit(np.where(held_out, 0, -1)),
     )
-    return search.fit(x, np.array(truth))
+    with threadpool_limits(1, "blas"):  # as in RoutedMean
+        return search.fit(x, np.array(truth))
 
 
 def _letters(text: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from steerlab._support.checks import as_number
@@ -55,7 +56,8 @@ def fit_logistic(
     if standardize:
         scaler = Standardizer().fit(x)
         mean, scale = scaler.mean_, scaler.scale_
-    regression = LogisticRegression(C=C, max_iter=max_iter).fit((x - mean) / scale, truth)
+    with threadpool_limits(1, "blas"):  # as in RoutedMean
+        regression = LogisticRegression(C=C, max_iter=max_iter).fit((x - mean) / scale, truth)
     weights = regression.coef_[0] / scale
     return weights, float(regression.intercept_[0] - weights @ mean)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from steerlab.capturing.activations import Activations
@@ -82,9 +83,10 @@ class RoutedMean(VectorPredictor):
         x = contexts.double().numpy()
         probe = make_pipeline(Standardizer(), LogisticRegression(C=self.C, max_iter=5000))
         folds = StratifiedKFold(min(5, *counts.values()), shuffle=True, random_state=0)
-        self.accuracy_ = float(cross_val_score(probe, x, labels, scoring="balanced_accuracy", cv=folds).mean())
+        with threadpool_limits(1, "blas"):  # the solver's products are small: threads that wait cost nine times as much
+            self.accuracy_ = float(cross_val_score(probe, x, labels, scoring="balanced_accuracy", cv=folds).mean())
+            scaler, regression = probe.fit(x, labels)
         self._warn_at_chance(len(labels))
-        scaler, regression = probe.fit(x, labels)
         weights, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
         if len(counts) == 2:  # scikit-learn has one row for two classes: the logit of the second
             weights, bias = torch.cat([-weights, weights]) / 2, torch.cat([-bias, bias]) / 2
