@@ -5,7 +5,7 @@
 
 `scenes-vlm` answers questions about existence, color, number and neighbors by what is usual for a kind of object, often
 against what the image shows. The contrast of a question is its true answer and another one. It is read at the answer's
-token, so it contains the difference of the two words' embeddings, and a question's own vector nearly always makes the
+token, so it contains the difference of the two words' embeddings, and a question's own vector mostly makes the
 model give the true answer. The study compares how well each method tells the true answer from the plain prompt's state.
 
 All methods that predict read the last prompt token of one layer, the one at which linear probes of the true answers
