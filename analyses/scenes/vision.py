@@ -48,7 +48,7 @@ def pretrain_vision(
     device, width = next(tower.parameters()).device, int(tower.config.hidden_size)
     side, patch = int(tower.config.image_size), int(tower.config.patch_size)
     n = len(world.kinds) + 1
-    sizes = (n, len(COLORS) + 1, world.max_things + 1, n, 10)
+    sizes = (n, len(COLORS) + 1, world.max_things + 1, n, 1 + 3 * 3)
     heads = nn.ModuleList([nn.Linear(width, n) for n in sizes]).to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))

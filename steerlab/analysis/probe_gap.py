@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
+from steerlab._support.logistic import SerialLogisticRegression
 from steerlab.capturing.activations import Activations, sorted_by_id
 from steerlab.errors import DataError
 from steerlab.metrics.bootstrap import paired_bootstrap
@@ -84,12 +83,11 @@ def fit_probe(x: NDArray[np.float64], truth: Sequence[str], seed: int = 0) -> Gr
         raise DataError(f"a probe needs two classes, got {sorted(set(truth))}")
     held_out = np.random.default_rng(seed).permutation(len(truth)) < max(1, len(truth) // 5)
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-        {"logisticregression__C": INVERSE_PENALTIES},
+        make_pipeline(StandardScaler(), SerialLogisticRegression(max_iter=2000)),
+        {"seriallogisticregression__C": INVERSE_PENALTIES},
         cv=PredefinedSplit(np.where(held_out, 0, -1)),
     )
-    with threadpool_limits(1, "blas"):  # as in RoutedMean
-        return search.fit(x, np.array(truth))
+    return search.fit(x, np.array(truth))
 
 
 def _letters(text: str) -> str:

@@ -12,12 +12,12 @@ from warnings import warn
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
+from steerlab._support.logistic import SerialLogisticRegression
 from steerlab.capturing.activations import Activations
 from steerlab.data.example import Example
 from steerlab.errors import ActivationError, DataError, SteeringError
@@ -294,7 +294,7 @@ def _out_of_fold_probabilities(items: _Items, folds: int, C: float, seed: int) -
     groups = [example_id for example_id, _ in items.ids]
     repeated = len(set(groups)) < len(groups)
     found = cross_val_predict(
-        make_pipeline(Standardizer(), LogisticRegression(C=C, max_iter=2000)),
+        make_pipeline(Standardizer(), SerialLogisticRegression(C=C, max_iter=2000)),
         items.states.double().numpy(), list(items.labels), groups=groups if repeated else None, method="predict_proba",
         cv=(StratifiedGroupKFold if repeated else StratifiedKFold)(folds, shuffle=True, random_state=seed),
     )  # fmt: skip

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from steerlab._support.checks import as_number
+from steerlab._support.logistic import SerialLogisticRegression
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods.base import Context, Detector, StateDetector, check_fitted, check_origin, check_width
@@ -56,8 +55,7 @@ def fit_logistic(
     if standardize:
         scaler = Standardizer().fit(x)
         mean, scale = scaler.mean_, scaler.scale_
-    with threadpool_limits(1, "blas"):  # as in RoutedMean
-        regression = LogisticRegression(C=C, max_iter=max_iter).fit((x - mean) / scale, truth)
+    regression = SerialLogisticRegression(C=C, max_iter=max_iter).fit((x - mean) / scale, truth)
     weights = regression.coef_[0] / scale
     return weights, float(regression.intercept_[0] - weights @ mean)
 

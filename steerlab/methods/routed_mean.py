@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from steerlab._support.logistic import SerialLogisticRegression
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods.base import check_fitted, check_width
@@ -81,12 +80,11 @@ class RoutedMean(VectorPredictor):
         members = [torch.tensor([label == name for label in labels]) for name in counts]
         self.means_ = torch.stack([targets[rows].double().mean(0).float() for rows in members])
         x = contexts.double().numpy()
-        probe = make_pipeline(Standardizer(), LogisticRegression(C=self.C, max_iter=5000))
+        probe = make_pipeline(Standardizer(), SerialLogisticRegression(C=self.C, max_iter=5000))
         folds = StratifiedKFold(min(5, *counts.values()), shuffle=True, random_state=0)
-        with threadpool_limits(1, "blas"):  # the solver's products are small: threads that wait cost nine times as much
-            self.accuracy_ = float(cross_val_score(probe, x, labels, scoring="balanced_accuracy", cv=folds).mean())
-            scaler, regression = probe.fit(x, labels)
+        self.accuracy_ = float(cross_val_score(probe, x, labels, scoring="balanced_accuracy", cv=folds).mean())
         self._warn_at_chance(len(labels))
+        scaler, regression = probe.fit(x, labels)
         weights, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
         if len(counts) == 2:  # scikit-learn has one row for two classes: the logit of the second
             weights, bias = torch.cat([-weights, weights]) / 2, torch.cat([-bias, bias]) / 2
