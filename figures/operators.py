@@ -47,7 +47,7 @@ def draw(results_dir: str | Path) -> Figure:
         harmful, harmless = (summary[f"none.{part}.refuses"]["n"] for part in ("harmful", "harmless"))
         model = summary["provenance"]["model"]
         fig.supxlabel(
-            f"Share of {harmful} harmful and {harmless} harmless unseen prompts ({model}), with 95 % intervals",
+            f"Share of {harmful} harmful and {harmless} harmless test prompts ({model}), with 95 % intervals",
             fontsize=7,
         )
         fig.draw_without_rendering()
