@@ -24,7 +24,7 @@ from steerlab.steering.batches import Steer, apply_prompt_transforms, as_request
 from steerlab.steering.counts import totals
 from steerlab.steering.finite import check_finite
 from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
-from steerlab.steering.requests import Scale, check_counted, resolve_interventions
+from steerlab.steering.requests import Scale, resolve_interventions
 
 KEPT = 2**30  # bytes of unsteered log-probabilities that are kept between strengths
 
@@ -112,7 +112,6 @@ class AnsweredPrompts:
             raise SteeringError(f"{name} changes none of these inputs")
         for setting in settings:
             check_positions([setting.positions], len(rows))
-        check_counted(settings)
         return cls(model, rows, settings, name, quantile, batch_size)
 
     def dose(self, alpha: float | None = None) -> Dose:

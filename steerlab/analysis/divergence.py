@@ -12,7 +12,7 @@ from steerlab._support.checks import as_texts, check_option
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods import kl_divergence
-from steerlab.models.encoding import Batch
+from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
@@ -80,14 +80,13 @@ def text_divergence(
     counts = [len(row) - row.n_prompt for row in rows]
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[float], Totals]:
-        inputs, lengths = model.inputs(batch), [len(row) - row.n_prompt for row in batch.rows]
-        keep = max(lengths) + 1  # rows end with their answers at the last column
-        steered: Tensor = model.engine.logits(inputs, edits, keep)
-        with reference.lock:
-            plain: Tensor = reference.engine.logits(reference.inputs(batch), {}, keep).to(steered.device)
+        lengths = [len(row) - row.n_prompt for row in batch.rows]
+        # rows end with their answers at the last column
+        steered: Tensor = model.engine.logits(model.inputs(batch), edits, max(lengths) + 1)
+        plain = _plain_logits(reference, batch.rows, max(lengths) + 1)
         with torch.no_grad():
             found = [
-                float(kl_divergence(one[-n - 1 : -1], other[-n - 1 : -1], first).mean())
+                float(kl_divergence(one[-n - 1 : -1], other[-n - 1 : -1].to(one.device), first).mean())
                 for one, other, n in zip(steered, plain, lengths, strict=True)
             ]
         return found, totals(edits)
@@ -97,3 +96,13 @@ def text_divergence(
         hint="the positions match no token of these rows",
     )  # fmt: skip
     return pd.DataFrame({"example_id": [e.id for e in examples], "kl": found, "n_tokens": counts})
+
+
+def _plain_logits(model: Model, rows: Sequence[EncodedPrompt], keep: int) -> list[Tensor]:
+    """The logits of each row's last columns, unsteered, in batches that this model takes: it may not take padding."""
+    found: dict[int, Tensor] = {}
+    for numbers in model.batches(rows, len(rows), "left"):
+        with model.lock:
+            logits = model.engine.logits(model.inputs(model.batch([rows[i] for i in numbers])), {}, keep)
+        found |= dict(zip(numbers, logits, strict=True))
+    return [found[i] for i in range(len(rows))]

@@ -28,12 +28,12 @@ from steerlab.capturing import Activations
 from steerlab.capturing.rows import Layers
 from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
-from steerlab.errors import DataError, SteeringError
+from steerlab.errors import DataError
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.operators import EditRule
-from steerlab.models.positions import Positions, counts_from_end, position_key
+from steerlab.models.positions import Positions, position_key
 from steerlab.models.ready import check_ready
 from steerlab.steering.batches import encode_examples
 from steerlab.steering.finite import not_finite
@@ -278,8 +278,6 @@ def sweep(
         rows = encode_answers(model, examples, any(ANSWER_METRICS[name].both_answers for name in names))
         check_first(names, rows.same_first_token)
         check_positions_exist(settings, rows.variants[0])
-        if cut := [place for place in where if counts_from_end(place)]:
-            raise SteeringError(f"positions={cut[0]!r} count from the end of a row, which is not read: use 'last'")
         answers = plan_answers(model, settings, rows, batch_size, memory)
     if text_metrics:
         prompts = SweepRows("prompt", (tuple(encode_examples(model, examples)),))

@@ -28,7 +28,7 @@ from steerlab.models.sites import Site
 from steerlab.steering.batches import apply_prompt_transforms, as_requests, encode_examples
 from steerlab.steering.generate import check_lengths
 from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
-from steerlab.steering.requests import Alpha, Request, Scale, check_counted, resolve_interventions
+from steerlab.steering.requests import Alpha, Request, Scale, resolve_interventions
 
 Tokens = list[dict[str, Any]]
 Ids = Sequence[Sequence[Sequence[int]]]  # for each setting, the tokens of a text for each prompt
@@ -94,7 +94,6 @@ def setting_effects(
         raise SteeringError(
             f"{model.id} runs on a server, and these numbers need the states of every token: load it here"
         )
-    check_counted(settings)
     found: list[list[Tokens]] = [[[] for _ in examples] for _ in settings]
     longest = max((len(text) for texts in ids for text in texts), default=0)
     if not longest:
@@ -105,14 +104,15 @@ def setting_effects(
     runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
     groups = [list(group) for _, group in runs]
     most = [max(len(texts[n]) for texts in ids) for n in range(len(rows))]
-    batches = model.batches(rows, size, "aligned")
+    model.try_length(max(len(row) + more for row, more in zip(rows, most, strict=True)))
+    batches, fill = model.batches(rows, size, "aligned"), model.row_format.may_pad("right")
     for numbers in [part for batch in batches for part in _that_fit(model, rows, list(batch), most)]:
         longest = max(1, max(most[n] for n in numbers))
         check_lengths(model, [rows[n] for n in numbers], longest)
-        shared = _Prompts(model, rows, numbers, longest)
-        fits = max(1, size // len(numbers))
+        shared = _Prompts(model, rows, numbers)
         for group in groups:
-            for chunk in (group[i : i + fits] for i in range(0, len(group), fits)):
+            lengths = [0 if fill else len(ids[i][numbers[0]]) for i in group]
+            for chunk in _chunks(group, lengths, max(1, size // len(numbers))):
                 texts = [[ids[i][n] for n in numbers] for i in chunk]
                 records = shared.run([settings[i] for i in chunk], texts, top)
                 for i, per_setting in zip(chunk, records, strict=True):
@@ -123,26 +123,38 @@ def setting_effects(
 
 
 def _that_fit(model: Model, rows: Sequence[EncodedPrompt], numbers: list[int], most: Sequence[int]) -> list[list[int]]:
-    """A batch, or its rows one by one where the longest prompt with the longest text would leave the context."""
+    """A batch, or its rows one by one where the longest prompt with the longest text would leave the context, or where
+    what follows a row changes it.
+    """
     longest = max(len(rows[n]) for n in numbers) + max(most[n] for n in numbers)
-    return [numbers] if longest <= (model.context_length or longest) else [[n] for n in numbers]
+    fits = longest <= (model.context_length or longest) and model.row_format.may_pad("right")
+    return [numbers] if fits else [[n] for n in numbers]
+
+
+def _chunks(settings: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Some settings each, whose texts have one length."""
+    groups: dict[int, list[int]] = {}
+    for setting, length in zip(settings, lengths, strict=True):
+        groups.setdefault(length, []).append(setting)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
 
 class _Prompts:
     """Some prompts, whose keys and values are computed once for each column from which settings write."""
 
-    def __init__(self, model: Model, rows: Sequence[EncodedPrompt], numbers: Sequence[int], longest: int) -> None:
-        self.model, self.numbers, self.longest = model, list(numbers), longest
+    def __init__(self, model: Model, rows: Sequence[EncodedPrompt], numbers: Sequence[int]) -> None:
+        self.model, self.numbers = model, list(numbers)
         self.rows = [rows[i] for i in numbers]
         self.prefixes: dict[int, Prefix] = {}
 
     def run(self, settings: Sequence[BatchedSetting], texts: Ids, top: int) -> list[list[Tokens]]:
         """The records of some settings with one steered site, in one pass over their texts."""
         model, copies = self.model, len(settings)
+        longest = max(1, *(len(text) for copy in texts for text in copy))
         # shorter texts are filled up: what follows a token changes nothing before it
         fill = int(model.tokenizer.pad_token_id)
         filled = [
-            [continued(row, [*t, *[fill] * (self.longest - len(t))]) for row, t in zip(self.rows, copy, strict=True)]
+            [continued(row, [*t, *[fill] * (longest - len(t))]) for row, t in zip(self.rows, copy, strict=True)]
             for copy in texts
         ]
         first = model.batch(filled[0], "aligned")
@@ -152,7 +164,7 @@ class _Prompts:
         cut = first_written_column(model, first, settings, self.numbers) if steering else first.last_prompt_columns[0]
         cut = cut if cut >= MIN_PREFIX and model.supports_prefix_cache else 0
         rest = split_at(whole, cut)[1] if cut else whole
-        columns = torch.arange(self.longest) + first.last_prompt_columns[0] - cut
+        columns = torch.arange(longest) + first.last_prompt_columns[0] - cut
         with model.lock, torch.no_grad():
             state, at_site, site = self._states(settings, rest, self._prefix(first, cut), copies)
             keep = columns.to(model.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ class Activations(Shareable):
         mask = torch.tensor([bool(k) for k in keep])
         return Activations(self.values[mask], self.index[mask.numpy()].reset_index(drop=True), self.sites, self.info)
 
-    def select(self, **labels: str | Sequence[str]) -> Activations:
+    def select(self, **labels: Any) -> Activations:
         """The rows with these labels, for example `select(side="prompt", behavior=["refuse", "defer"])`.
 
         Raises:
@@ -149,7 +149,7 @@ class Activations(Shareable):
         keep = pd.Series(True, index=self.index.index)
         for column, wanted in labels.items():
             self._check_column(column)
-            allowed = [wanted] if isinstance(wanted, str) else list(wanted)
+            allowed = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
             keep &= self.index[column].isin(allowed)
             known = {*self.index[column]}
             if (missing := [one for one in allowed if one not in known]) or not keep.any():

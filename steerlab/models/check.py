@@ -51,6 +51,8 @@ def self_check(model: Model) -> None:
     try:
         with model.lock, torch.no_grad():
             rows, runs = _run_alone(model)
+            if runs[0].logits.ndim != 2:
+                raise LoadError(f"{type(model.hf).__name__} gives no logits for the next token at every column")
             _check_hidden_states(model, runs[0])
             _check_causal(model, rows[0], runs[0])
             find_row_format(model, rows, runs)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steerlab.errors import SteeringError
-from steerlab.models.versions import given_cache
+from steerlab.models.versions import cache_size, given_cache
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -32,11 +32,13 @@ def last_column(kwargs: Mapping[str, Any], seen: int = 0) -> int:
         SteeringError: the columns can't be told: there are neither token ids nor embeddings, or neither mask nor cache
             says how many columns came before.
     """
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return mask.shape[-1]
-    given, cache = given_tokens(kwargs), given_cache(kwargs)
+    mask, cache = kwargs.get("attention_mask"), given_cache(kwargs)
     counted = 0 if cache is None else cached_columns(cache)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        end = (counted or 0) + given_tokens(kwargs).shape[1]
+        # Bloom fills the mask up to the size of a static cache
+        return end if cache_size(cache) == mask.shape[-1] > end else mask.shape[-1]
+    given = given_tokens(kwargs)
     if counted is None and given.shape[1] == 1:
         counted = seen  # a step after the one before it
     end = int(given.shape[1]) + (counted or 0)

@@ -269,7 +269,7 @@ class Model:
             variants: further rows of the same inputs, which share their batch.
             unpadded: whether only rows of equal length share a batch, also where the model takes padding.
         """
-        self.try_length(max((len(row) for row in rows), default=0))
+        self.try_length(max((len(row) for group in (rows, *variants) for row in group), default=0))
         groups = zip(rows, *variants, strict=True)
         shapes = [tuple(map(len, group)) if unpadded else self.row_format.shape(group, side) for group in groups]
         return list(by_length(rows, batch_size, shapes))
@@ -287,7 +287,8 @@ class Model:
                     self.row_format, self.tried_length = before, tried
                     raise
                 self._shortcuts.clear()
-        if tried <= (long_rotation_from(self.hf.config.get_text_config()) or length) < length:  # rows are as alone then
+        rotated_from = long_rotation_from(self.hf.config.get_text_config())
+        if rotated_from and rotated_from < self.tried_length:  # rows of one length are as alone, whatever was found
             self.row_format, self.prefix_caching = replace(self.row_format, neutral_sides=()), False
 
     def batch(self, rows: Sequence[EncodedPrompt], side: PaddingSide = "left") -> Batch:

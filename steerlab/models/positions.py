@@ -18,12 +18,13 @@
 | `"text"` | every other prompt token |
 | `"last_image"`, `"after_image"` | the last token that holds an image feature, and the prompt token after it |
 | `"last+generated"` | any union, joined by `+` |
-| `3`, `-1`, `slice(0, 4)` | places in the unpadded row (prompt, then answer) |
-| `Match("kill")` | the tokens that overlap this text |
+| `3`, `-1`, `slice(0, 4)` | places in the unpadded row: of the prompt to steer, of prompt and answer to read |
+| `Match("kill")` | the tokens that overlap this text, in the same row |
 | a `(B, T)` bool tensor | row b, token t of the unpadded row |
 
-`"generated"` starts *after* the last prompt token, so it cannot change the first new token; `"last+generated"` can. Of
-rows with a given answer (`score`, a dose) no place is counted from the end.
+`"generated"` starts *after* the last prompt token, so it cannot change the first new token; `"last+generated"` can.
+Where an answer is given (`score`, a dose), it is steered as in `generate`, where counted places and matches were found
+before there was one.
 """
 
 from __future__ import annotations
@@ -78,12 +79,6 @@ def includes_generated(positions: Positions) -> bool:
     if not isinstance(positions, str):
         return False
     return any(name in ("all", "generated", "answer") for name in _names(positions))
-
-
-def counts_from_end(positions: Positions) -> bool:
-    """Whether positions are counted from the end of a row."""
-    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
-    return any(isinstance(one, Integral) and one < 0 for one in bounds)
 
 
 def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:

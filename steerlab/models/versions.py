@@ -49,3 +49,9 @@ def cache_name(hf: nn.Module) -> str:
 def given_cache(kwargs: Mapping[str, Any]) -> Any:
     """The cache among the keyword arguments of a forward, or None."""
     return next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+
+
+def cache_size(cache: Any) -> int | None:
+    """How many columns a cache has room for; None, or a number below 0, where it grows."""
+    sizes = (getattr(cache, name, None) for name in ("get_max_length", "get_max_cache_shape"))
+    return next((size() for size in sizes if callable(size)), None)

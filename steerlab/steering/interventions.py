@@ -68,7 +68,10 @@ def written_columns(
     """
     where = intervention.positions_or(positions)
     find = resolve if includes_generated(where) or intervention.positions is not None else resolve_nonempty
-    return batch.columns([find(where, row, i) for row, i in zip(batch.rows, numbers, strict=True)])
+    rows = batch.rows
+    if not isinstance(where, str | Tensor):  # counted or matched: in the prompt, as `generate` does before the answer
+        rows = tuple(row.head(row.n_prompt) for row in rows)
+    return batch.columns([find(where, row, i) for row, i in zip(rows, numbers, strict=True)])
 
 
 def restart_layer(settings: Sequence[BatchedSetting]) -> int | None:

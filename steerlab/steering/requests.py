@@ -27,7 +27,7 @@ from steerlab.models.fingerprint import (
 )
 from steerlab.models.model import Model
 from steerlab.models.operators import unit
-from steerlab.models.positions import Positions, counts_from_end
+from steerlab.models.positions import Positions
 from steerlab.steering.context import ReadContexts, read_contexts
 from steerlab.steering.interventions import BatchedSetting
 
@@ -278,17 +278,3 @@ def _rescaled(model: Model, request: Request, intervention: Intervention, contex
         return replace(intervention, vectors=unit(vectors), rule=replace(intervention.rule, by_norm=True))
     norms = context.get_states(RequiredActivation(model.site(site), "last")).norm(dim=-1, keepdim=True)
     return replace(intervention, vectors=unit(vectors) * norms)
-
-
-def check_counted(settings: Sequence[BatchedSetting]) -> None:
-    """Refuse what is counted from a row's end, which is the answer's where one is given.
-
-    Raises:
-        SteeringError: says what to give.
-    """
-    for positions in (one.positions_or(setting.positions) for setting in settings for one in setting.interventions):
-        if counts_from_end(positions) or (isinstance(positions, slice) and positions.stop is None):
-            raise SteeringError(
-                f"positions={positions!r} would count the answer's tokens, not the prompt's alone: give a name, "
-                'such as "all", "prompt" or "last+generated"'
-            )

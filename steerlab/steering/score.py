@@ -22,7 +22,7 @@ from steerlab.steering import batches
 from steerlab.steering.batches import Steer, as_requests
 from steerlab.steering.counts import Totals, totals
 from steerlab.steering.finite import check_finite
-from steerlab.steering.requests import Alpha, Scale, check_counted, resolve_interventions
+from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
 
 @background
@@ -55,8 +55,7 @@ def score(
         answer's tokens that are the argmax); `.attrs` has `steered_tokens` and `norm_ratio`.
 
     Raises:
-        DataError: not one nonempty answer per prompt. SteeringError: positions counted from the end of a row, which is
-            the answer's here; otherwise as `steer`.
+        DataError: not one nonempty answer per prompt; otherwise as `steer`.
     """
     requests = as_requests(model, steer, alpha, positions, scale)
     examples = batches.apply_prompt_transforms(data, requests)
@@ -67,7 +66,6 @@ def score(
         raise DataError(f"the answers number {empty[:3]} (from 0) are empty: there is nothing to score")
     rows = batches.encode_examples(model, examples, answers)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
-    check_counted(settings)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[float]], Totals]:
         reducer = AnswerLogprobs.of(batch)

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 import steerlab
 from steerlab import Request
 from steerlab.analysis.divergence import text_divergence
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods import Prompt
-from steerlab.testing import FAMILIES, tiny_lm
+from steerlab.models.model import Model
+from steerlab.testing import FAMILIES, tiny_lm, tiny_tokenizer
+from steerlab.testing.text import seeded
 
 PROMPTS, ANSWERS = ["red cat", "a small house by the river", "no"], [" blue dog", " yes it is", " one two three four"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def recurrent_lm() -> Model:
+    """A model whose rows take no padding on the left."""
+    config = RecurrentGemmaConfig(
+        vocab_size=len(tiny_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=3, lru_width=32,
+        num_attention_heads=4, attention_window_size=16,
+    )  # fmt: skip
+    with seeded(0), torch.no_grad():
+        hf = RecurrentGemmaForCausalLM(config).eval()
+        for parameter in hf.parameters():
+            parameter.normal_(std=0.2) if parameter.ndim > 1 else None
+    return steerlab.load(hf, tokenizer=tiny_tokenizer(), backend="hooks")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "recurrent"])
 def test_kl_of_each_row_is_that_of_plain_hugging_face(family: str) -> None:
-    model, reference = tiny_lm(family, backend="hooks"), tiny_lm(family, backend="hooks", seed=3)
+    known = family != "recurrent"
+    model = tiny_lm(family if known else "llama", backend="hooks")
+    reference = tiny_lm(family, backend="hooks", seed=3) if known else recurrent_lm()
+    assert reference.row_format.may_pad("left") == known
     for first in ("model", "reference"):
         frame = text_divergence(model, reference, PROMPTS, ANSWERS, first=first, batch_size=2, progress=False)
         for prompt, answer, kl in zip(PROMPTS, ANSWERS, frame["kl"], strict=True):

@@ -37,6 +37,7 @@ ACTS = activations(ROWS)
 
 
 def test_select_keeps_values_and_labels_together():
+    assert len(ACTS.select(n_tokens=2)) == len(ACTS.select(n_tokens={2}))
     chosen = ACTS.select(side=["positive", "negative"], example_id="b")
     assert chosen.index["side"].tolist() == ["negative", "positive"] and list(chosen.index.index) == [0, 1]
     assert chosen.values[:, 0, 0].tolist() == [20.0, 30.0]

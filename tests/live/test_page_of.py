@@ -16,7 +16,7 @@ from torch import Tensor
 import steerlab
 from steerlab import Example, live
 from steerlab.analysis.token_effects import token_effects
-from steerlab.errors import DataError, EncodingError, SteeringError
+from steerlab.errors import DataError, EncodingError
 from steerlab.methods import Operation, SteeringVector
 from steerlab.models.model import Model
 from steerlab.plots.page import check_contract
@@ -179,9 +179,7 @@ def test_too_large_a_page_is_refused_before_any_forward(lm: Callable[..., Model]
         live.page_of(model, PROMPTS, {"a": vectors(model)}, alphas=[i / 10 for i in range(30)])
 
 
-def test_positions_that_count_from_the_end_are_refused(lm: Callable[..., Model]) -> None:
-    with pytest.raises(SteeringError, match="would count the answer's tokens"):
-        token_effects(lm(), PROMPTS[:1], [[1, 2]], steer=vectors(lm())[2], positions=-1)
+def test_texts_that_are_missing_or_too_long_are_refused(lm: Callable[..., Model]) -> None:
     with pytest.raises(DataError, match="3 prompts but 1 texts"):
         token_effects(lm(), PROMPTS, [[1, 2]], steer=vectors(lm())[2])
     room = (lm().context_length or 0) - len(lm().encode(PROMPTS[0])) - 1

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved import tiny_folder
 from torch import nn
-from transformers import BlenderbotSmallConfig, BlenderbotSmallForCausalLM
+from transformers import BlenderbotSmallConfig, BlenderbotSmallForCausalLM, LlamaForSequenceClassification
 
 from steerlab.errors import LayoutError, LoadError
 from steerlab.models import loading, smollm2, vision
@@ -73,6 +73,9 @@ def test_object_is_used_in_place_and_its_tokenizer_is_copied(folder: Path) -> No
 def test_objects_that_cannot_be_loaded() -> None:
     with pytest.raises(LoadError, match="tokenizer="):
         load(tiny_hf("gpt2"))
+    classes = LlamaForSequenceClassification(tiny_hf("llama").config)
+    with pytest.raises(LoadError, match="LlamaForSequenceClassification gives no logits for the next token"):
+        load(classes, tokenizer=tiny_tokenizer())
     with pytest.raises(LoadError, match="cannot load a int"):
         load(7)
     with pytest.raises(LoadError, match="a Linear has no config: give a model of transformers"):

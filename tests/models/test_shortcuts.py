@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import steerlab
-from steerlab import Contrast, Example, SteeringVector
-from steerlab.analysis.texts import write_texts
+from steerlab import SteeringVector
 from steerlab.capturing import capture
 from steerlab.errors import EncodingError, LayoutError, SteeringError
 from steerlab.models import check
@@ -203,23 +202,20 @@ def test_two_models_around_one_module_share_its_lock() -> None:
     assert torch.equal(inside, steerlab.capture(other, ["Hi"], layers=[3], progress=False).values)
 
 
-def test_rows_beside_one_that_is_rotated_for_long_texts_are_as_alone() -> None:
-    half = 4  # numbers that are rotated, of a head of 8
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * half, "long_factor": [4.0] * half,
-            "original_max_position_embeddings": 100}  # fmt: skip
-    model = tiny_lm("phi3", backend="hooks", rope_parameters=rope, original_max_position_embeddings=100)
-    short, long = "Tell me of bread.", "Tell me of bread. " * 12
-    alone = generate(model, [short], max_new_tokens=6).ids[0]
-    assert generate(model, [long, short], max_new_tokens=6).ids[1] == alone
-    assert not model.row_format.neutral_sides and not model.shortcuts.prefix
-    fresh = tiny_lm("phi3", backend="hooks", rope_parameters=rope, original_max_position_embeddings=100)
-    texts = write_texts(fresh, [long, short], SteeringVector({1: torch.ones(32)}), [0.0], max_new_tokens=6)
-    assert texts["text"].tolist()[1] == model.tokenizer.decode(alone, skip_special_tokens=True)
-    prompt = "Tell me of bread. " * 3
-    contrast = Example(prompt, Contrast("Bread is baked of flour. " * 3, "No."))
-    assert len(model.encode(prompt)) <= 100 < len(model.encode(prompt, answer=contrast.contrast.positive))
-    pair = capture(fresh, [contrast], layers=[1, 3], progress=False).select(side="prompt")
-    assert torch.allclose(pair.values, capture(fresh, [prompt], layers=[1, 3], progress=False).values, atol=1e-5)
+@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
+def test_a_static_cache_of_bloom_steers_the_same_tokens(backend: str) -> None:
+    config = transformers.BloomConfig(**IDS, hidden_size=32, n_layer=3, n_head=4)
+    with seeded(0), torch.no_grad():
+        hf = transformers.BloomForCausalLM(config).eval()
+        for parameter in hf.parameters():
+            parameter.normal_(std=0.2) if parameter.ndim > 1 else None
+    model = steerlab.load(hf, tokenizer=tiny_tokenizer(), backend=backend)
+    given = {"steer": {1: 20 * torch.randn(32, generator=torch.Generator().manual_seed(0))}, "positions": "last"}
+    given |= {"max_new_tokens": 8, "progress": False}
+    prompts = ["Why is it?", "Who is here today, my dear friend?"]
+    grown = generate(model, prompts, **given)
+    assert generate(model, prompts, cache_implementation="static", **given).ids == grown.ids
+    assert grown.ids != generate(model, prompts, **given | {"steer": ()}).ids
 
 
 def test_padding_that_is_wrong_beyond_a_window_batches_such_rows_by_length() -> None:

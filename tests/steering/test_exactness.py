@@ -78,8 +78,9 @@ def expected_tokens(model: Model) -> list[dict[str, list[int]]]:
                 "user": [i for i, (a, _) in enumerate(places) if user <= a < header],
                 "last_user": [i for i, (_, b) in enumerate(places) if b == header],
                 "header": [i for i, (a, _) in enumerate(places[:n]) if a >= header], "answer": list(range(n, len(ids))),
-                "int": [3], "negative int": [len(ids) - 2], "slice": [1, 2, 3, 4],
-                "match": [i for i, (a, b) in enumerate(places) if any(a <= x < b for x in matches)], "mask": [0, 5, 6],
+                "int": [3], "negative int": [n - 2], "slice": [1, 2, 3, 4],
+                "match": [i for i, (a, b) in enumerate(places[:n]) if any(a <= x < b for x in matches)],
+                "mask": [0, 5, 6],
             }
         )  # fmt: skip
     return found

@@ -7,9 +7,12 @@ import pytest
 import torch
 from fitted import HIDDEN, IDS, LAYER, PROMPTS, make_lm, make_steerers
 
-from steerlab import SteeringVector, generate, score
-from steerlab.errors import DataError, SteeringError
+from steerlab import Contrast, Example, SteeringVector, generate, score, sweep
+from steerlab.analysis.calibration import measure_dose
+from steerlab.analysis.token_effects import token_effects
+from steerlab.errors import DataError
 from steerlab.models.model import Model
+from steerlab.models.positions import Match, resolve
 from steerlab.testing import FAMILIES, tiny_lm
 
 ANSWERS = ("the reeds", "no", "fish, and in the reeds by night, mostly")
@@ -57,11 +60,26 @@ def test_positive_alpha_makes_the_target_token_likelier() -> None:
     assert down < plain_ < up
 
 
-@pytest.mark.parametrize("positions", [-1, slice(0, None), slice(-2, 3)])
-def test_positions_counted_from_the_end_of_the_answer_are_refused(positions: Any) -> None:
-    vector = SteeringVector({1: torch.ones(32)})
-    with pytest.raises(SteeringError, match="would count the answer's tokens"):
-        score(tiny_lm("llama"), ["Hi"], [" there"], steer=vector, positions=positions)
+COUNTED = [(-1, "last"), (slice(-1, None), "last"), (slice(None), "prompt"), (slice(0, 999), "prompt")]
+
+
+@pytest.mark.parametrize(("places", "name"), [*COUNTED, (Match("T"), "prompt[{}]")])
+def test_counted_places_are_the_prompts_as_while_generating(places: Any, name: str) -> None:
+    """An answer that is given is no place to count to: `generate` counts before there is one."""
+    model, prompts, vector = tiny_lm("llama"), ["HeyTo"], SteeringVector({1: torch.ones(32)})
+    (first,) = resolve(Match("T"), model.encode("HeyTo"))
+    assert len(resolve(Match("T"), model.encode("HeyTo", answer="To tell"))) == 2
+    row = Example("HeyTo", Contrast("To tell", "No"))
+
+    def found(positions: Any) -> list[Any]:
+        given: dict[str, Any] = {"steer": vector, "positions": positions}
+        texts = generate(model, prompts, max_new_tokens=4, **given).ids
+        dose = measure_dose(model, prompts, vector, positions=positions, max_new_tokens=4)
+        swept = sweep(model, [row], vector, positions=positions, metric="logprob", progress=False)
+        scored = score(model, prompts, ["To tell"], **given)["logprob"].tolist()
+        return [texts, dose.kl, swept["value"].tolist(), scored, token_effects(model, prompts, texts, **given)]
+
+    assert found(places) == found(name.format(first))
 
 
 def test_invalid_answers_are_refused() -> None:

@@ -100,8 +100,7 @@ def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
         ({"alphas": (1.0, 0.5, 1.0)}, DataError, r"alphas=\[1.0, 0.5, 1.0\]: one is given twice"),
         ({"positions": ["all", "last", "all"]}, SteeringError, r"\['all'\] were given more than once"),
         ({"metric": {"norm_ratio": "accuracy"}}, DataError, "with a name that no column has"),
-        ({"positions": -1}, SteeringError, "positions=-1 count from the end of a row, which is not read"),
-        ({"positions": slice(-2, None)}, SteeringError, "count from the end of a row"),
+        ({"metric": text_length, "generation": {"num_return_sequences": 2}}, SteeringError, "one text for each"),
         ({"steer": {}}, SteeringError, "no method to sweep"),
         ({"steer": {"v": {2: SteeringVector({1: torch.ones(32)})}}}, SteeringError, "for layer 2 steers at 1"),
         ({"steer": [MeanDifference(1), MeanDifference(2)]}, SteeringError, "a different name for each"),
@@ -110,7 +109,7 @@ def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
 )
 def test_invalid_arguments_are_refused(lm, given: dict[str, Any], error: type[SteerlabError], message: str) -> None:
     with pytest.raises(error, match=message):
-        sweep(lm(), **{"steer": {"v": vectors(lm())}, "data": questions()} | given, **QUIET)
+        sweep(lm(), **QUIET | {"steer": {"v": vectors(lm())}, "data": questions()} | given)
 
 
 def test_layers_without_a_fitted_steerer_are_refused(lm) -> None:

@@ -89,6 +89,7 @@ class PatchRun:
     ) -> PatchRun:  # fmt: skip
         """A pair of prompts, with the states of the clean one."""
         ours, theirs = encode_examples(model, [clean, corrupted])
+        model.try_length(max(len(ours), len(theirs)))
         matched = _matched(len(ours), len(theirs), alignment)
         acts = plain_states(model, [clean], sites, "prompt")
         return cls(model, ours, theirs, matched, {site: acts.at(site) for site in sites}, metric)
