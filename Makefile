@@ -104,6 +104,7 @@ package: setup
 bench: setup
 	$(BIN)/python tests/benchmarks/costs.py
 	$(BIN)/python tests/benchmarks/concepts.py
+	$(BIN)/python tests/benchmarks/probes.py
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/operators.py
 	$(BIN)/python tests/benchmarks/patching.py
 	$(BIN)/python tests/benchmarks/sweep.py
