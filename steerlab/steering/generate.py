@@ -238,7 +238,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
         out = model.engine.generate(inputs, edits, **merged)
     except NotFinite:
         raise not_finite(model, inputs, edits) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
         if isinstance(error, SteerlabError):
             raise
         raise SteeringError(f"`generate` of Hugging Face fails with the options {options}: {error}") from error

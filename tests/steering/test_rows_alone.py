@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -103,6 +104,12 @@ def test_decoding_with_forwards_of_its_own_is_refused(model: Model) -> None:
     for name, value in {"guidance_scale": 2.0, "token_healing": True, "assistant_early_exit": 1}.items():
         with pytest.raises(SteeringError, match=rf"\['{name}'\]: these run forwards of their own"):
             generate(model, PROMPTS, steer=VECTOR, **{name: value})
+
+
+def test_a_library_that_an_option_lacks_is_named_with_the_options(model: Model) -> None:
+    quantized = Mock(side_effect=ImportError("optimum-quanto is missing"))  # as a quantized cache raises
+    with pytest.raises(SteeringError, match=r"fails with the options .*: optimum-quanto is missing"):
+        generate(model, PROMPTS, logits_processor=[quantized])
 
 
 def test_rows_of_strength_0_are_not_counted(model: Model) -> None:
