@@ -130,8 +130,7 @@ def measure_dose(
         A `Dose`.
 
     Raises:
-        SteeringError: none of the inputs is changed; a prompt is changed (its tokens can't be compared); positions
-            counted from a row's end.
+        SteeringError: none of the inputs is changed; a prompt is changed (its tokens can't be compared).
         DataError: a number out of range.
     """
     as_number("alpha", alpha)

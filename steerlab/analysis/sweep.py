@@ -28,7 +28,7 @@ from steerlab.capturing import Activations
 from steerlab.capturing.rows import Layers
 from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
-from steerlab.errors import DataError
+from steerlab.errors import DataError, SteeringError
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model
@@ -38,6 +38,7 @@ from steerlab.models.ready import check_ready
 from steerlab.steering.batches import encode_examples
 from steerlab.steering.finite import not_finite
 from steerlab.steering.interventions import build_edits
+from steerlab.steering.padding import option_in_use
 from steerlab.steering.requests import Scale
 
 Metric = str | TextMetric
@@ -131,6 +132,9 @@ class SweepPlan:
         inputs = [one for one in (self.answers.rows if self.answers else None, self.prompts) if one is not None]
         tokens = fingerprint([[one.ids, [row.ids for rows in one.variants for row in rows]] for one in inputs])
         options = [] if self.prompts is None else [self.arguments["generation"], self.model.hf.generation_config]
+        places = [one.positions_or(setting.positions) for setting in self.settings for one in setting.interventions]
+        if not all(isinstance(place, str) for place in places):  # earlier versions steered given answers there, too
+            info |= {"places": "of the prompt"}
         return {
             "study": "sweep", **info, "data": data_hash(self.examples), "groups": groups, "tokens": tokens,
             "metrics": sorted({*self.answer_metrics.values(), *self.text_metrics}), **self.arguments,
@@ -280,6 +284,8 @@ def sweep(
         check_positions_exist(settings, rows.variants[0])
         answers = plan_answers(model, settings, rows, batch_size, memory)
     if text_metrics:
+        if option_in_use(model, generation, "num_return_sequences") not in (None, 1):
+            raise SteeringError("a sweep has one text for each setting and input: give num_return_sequences=1")
         prompts = SweepRows("prompt", (tuple(encode_examples(model, examples)),))
         check_positions_exist(settings, prompts.variants[0])
     plan = SweepPlan(model, examples, settings, answer_metrics, text_metrics, arguments, batch_size, answers, prompts)

@@ -60,8 +60,7 @@ def token_effects(
         None where no vector belongs to a token: at images, and for a vector of length zero.
 
     Raises:
-        DataError: not one text per prompt. SteeringError: positions that count from the end of a row. Otherwise as
-            `generate`.
+        DataError: not one text per prompt. Otherwise as `generate`.
     """
     requests = as_requests(model, [steer], alpha, positions, scale)
     given = as_examples(data)
@@ -104,7 +103,7 @@ def setting_effects(
     runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
     groups = [list(group) for _, group in runs]
     most = [max(len(texts[n]) for texts in ids) for n in range(len(rows))]
-    model.try_length(max(len(row) + more for row, more in zip(rows, most, strict=True)))
+    model.try_length(max(map(len, rows)) + longest)  # shorter texts may be filled up
     batches, fill = model.batches(rows, size, "aligned"), model.row_format.may_pad("right")
     for numbers in [part for batch in batches for part in _that_fit(model, rows, list(batch), most)]:
         longest = max(1, max(most[n] for n in numbers))

@@ -152,6 +152,7 @@ class _Watcher:
         self._talk, self._texts, self._show = talk, texts, show
         rows = encode_examples(talk.model, examples)
         unpadded = reads_padding(talk.model, {})
+        talk.model.try_length(max(map(len, rows)) + talk.max_new_tokens)
         self._batches = talk.model.batches(rows, 2, "left", unpadded=unpadded)  # as `generate` makes them
         self._widths = [max(len(rows[i]) for i in batch) for batch in self._batches]
         self._number, self._seen = 0, 0

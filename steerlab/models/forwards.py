@@ -35,9 +35,8 @@ def last_column(kwargs: Mapping[str, Any], seen: int = 0) -> int:
     mask, cache = kwargs.get("attention_mask"), given_cache(kwargs)
     counted = 0 if cache is None else cached_columns(cache)
     if isinstance(mask, Tensor) and mask.ndim == 2:
-        end = (counted or 0) + given_tokens(kwargs).shape[1]
-        # Bloom fills the mask up to the size of a static cache
-        return end if cache_size(cache) == mask.shape[-1] > end else mask.shape[-1]
+        end, width = (counted or 0) + given_tokens(kwargs).shape[1], mask.shape[-1]
+        return end if end < width == cache_size(cache) else width  # Bloom fills it up to the size of a static cache
     given = given_tokens(kwargs)
     if counted is None and given.shape[1] == 1:
         counted = seen  # a step after the one before it

@@ -19,12 +19,11 @@
 | `"last_image"`, `"after_image"` | the last token that holds an image feature, and the prompt token after it |
 | `"last+generated"` | any union, joined by `+` |
 | `3`, `-1`, `slice(0, 4)` | places in the unpadded row: of the prompt to steer, of prompt and answer to read |
-| `Match("kill")` | the tokens that overlap this text, in the same row |
-| a `(B, T)` bool tensor | row b, token t of the unpadded row |
+| `Match("kill")` | the tokens that overlap this text, there too |
+| a `(B, T)` bool tensor | row b, token t of the unpadded row, there too |
 
 `"generated"` starts *after* the last prompt token, so it cannot change the first new token; `"last+generated"` can.
-Where an answer is given (`score`, a dose), it is steered as in `generate`, where counted places and matches were found
-before there was one.
+Where an answer is given (`score`, a dose), only names reach it: `generate` counts and matches before there is one.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _NUMBERED = re.compile(r"(prompt|images|vectors)\[(\d+)\]")
 
 @dataclass(frozen=True)
 class Match:
-    """The tokens that overlap any occurrence of `text` in the rendered row.
+    """The tokens that overlap any occurrence of `text` in the rendered row; to steer, in the prompt.
 
     Example:
         >>> steerlab.steer(model, vector, positions=Match("Python"))
@@ -106,7 +105,8 @@ def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[i
     if isinstance(positions, slice):
         return sorted(range(*positions.indices(len(row))))
     if not -len(row) <= positions < len(row):
-        raise PositionError(f"position {positions} is outside a row of {len(row)} tokens{_label(row)}")
+        what = "prompt" if len(row) == row.n_prompt else "row"
+        raise PositionError(f"position {positions} is outside a {what} of {len(row)} tokens{_label(row)}")
     return [positions % len(row)]
 
 
@@ -128,6 +128,11 @@ def check_positions(
             f"the positions {repeated} were given more than once, and the result could not tell them apart. Give each "
             "once, and each mask by itself."
         )
+
+
+def row_to_steer(positions: Positions, row: EncodedPrompt) -> EncodedPrompt:
+    """Where places to steer are counted or matched: in the prompt, as in `generate`, which has no answer yet."""
+    return row if isinstance(positions, str) or len(row) == row.n_prompt else row.head(row.n_prompt)
 
 
 def resolve_nonempty(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:

@@ -52,6 +52,6 @@ def given_cache(kwargs: Mapping[str, Any]) -> Any:
 
 
 def cache_size(cache: Any) -> int | None:
-    """How many columns a cache has room for; None, or a number below 0, where it grows."""
-    sizes = (getattr(cache, name, None) for name in ("get_max_length", "get_max_cache_shape"))
-    return next((size() for size in sizes if callable(size)), None)
+    """How many columns a cache has room for; None where it holds nothing yet, a number below 0 where it grows."""
+    size = getattr(cache, "get_max_length", None)
+    return size() if callable(size) and getattr(cache, "layers", True) else None

@@ -15,7 +15,14 @@ from steerlab.models.encoding import Batch
 from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, check_edits
 from steerlab.models.model import Model
 from steerlab.models.operators import EditRule
-from steerlab.models.positions import Positions, includes_generated, position_key, resolve, resolve_nonempty
+from steerlab.models.positions import (
+    Positions,
+    includes_generated,
+    position_key,
+    resolve,
+    resolve_nonempty,
+    row_to_steer,
+)
 from steerlab.models.sites import Site
 from steerlab.steering.image_edits import check_image_edit
 
@@ -68,9 +75,7 @@ def written_columns(
     """
     where = intervention.positions_or(positions)
     find = resolve if includes_generated(where) or intervention.positions is not None else resolve_nonempty
-    rows = batch.rows
-    if not isinstance(where, str | Tensor):  # counted or matched: in the prompt, as `generate` does before the answer
-        rows = tuple(row.head(row.n_prompt) for row in rows)
+    rows = [row_to_steer(where, row) for row in batch.rows]
     return batch.columns([find(where, row, i) for row, i in zip(rows, numbers, strict=True)])
 
 

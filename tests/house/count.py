@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median, quantiles
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_PACKAGE = 22_325  # code lines of steerlab/
-MAX_TESTS = 36_380  # lines of tests/, all of them
+MAX_PACKAGE = 22_340  # code lines of steerlab/
+MAX_TESTS = 36_420  # lines of tests/, all of them
 MAX_FUNCTION_MEDIAN, MAX_FUNCTION_P90, MAX_MODULE = 8, 30, 350
 
 _LAYOUT = {

@@ -15,7 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved import tiny_folder
 from torch import nn
-from transformers import BlenderbotSmallConfig, BlenderbotSmallForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    BlenderbotSmallConfig,
+    BlenderbotSmallForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+)
 
 from steerlab.errors import LayoutError, LoadError
 from steerlab.models import loading, smollm2, vision
@@ -73,9 +78,9 @@ def test_object_is_used_in_place_and_its_tokenizer_is_copied(folder: Path) -> No
 def test_objects_that_cannot_be_loaded() -> None:
     with pytest.raises(LoadError, match="tokenizer="):
         load(tiny_hf("gpt2"))
-    classes = LlamaForSequenceClassification(tiny_hf("llama").config)
-    with pytest.raises(LoadError, match="LlamaForSequenceClassification gives no logits for the next token"):
-        load(classes, tokenizer=tiny_tokenizer())
+    for kind in (LlamaForSequenceClassification, LlamaForTokenClassification):
+        with pytest.raises(LoadError, match=f"{kind.__name__} gives no logits of the next token"):
+            load(kind(tiny_hf("llama").config), tokenizer=tiny_tokenizer())
     with pytest.raises(LoadError, match="cannot load a int"):
         load(7)
     with pytest.raises(LoadError, match="a Linear has no config: give a model of transformers"):

@@ -10,6 +10,7 @@ from steerlab.analysis.patching import patch
 from steerlab.analysis.texts import write_texts
 from steerlab.analysis.token_effects import token_effects
 from steerlab.capturing import capture
+from steerlab.cli.talk import Talk
 from steerlab.errors import EncodingError
 from steerlab.models.model import Model
 from steerlab.steering import generate
@@ -72,16 +73,28 @@ def test_sweep_counts_the_longer_of_both_answers() -> None:
         sweep(rotated_from(128), [Example("Why?", Contrast("No", long))], VECTOR, metric="logprob_difference")
 
 
-def test_token_effects_of_a_short_text_beside_a_long_one() -> None:
-    model, prompts, texts = (
-        rotated_from(128),
-        ["Why is it?", "Who is it?", "Why?"],
-        [[50, 60, 70], [*range(20, 110)], [9]],
-    )
+@pytest.mark.parametrize(
+    ("prompts", "texts"),
+    [
+        (["Why is it?", "Who is it?", "Why?"], [[50, 60, 70], [*range(20, 110)], [9]]),
+        (["Why is it so, and what is there, my friend, who came from far?", "Why?"], [[50, 60, 70], [*range(20, 70)]]),
+    ],
+)
+def test_token_effects_of_a_short_text_beside_a_long_one(prompts: list[str], texts: list[list[int]]) -> None:
+    """In the second case only the longest prompt with the longest text would leave the limit."""
+    model = rotated_from(128)
     for prompt, text, found in zip(prompts, texts, token_effects(model, prompts, texts, steer=VECTOR), strict=True):
         row = model.encode(prompt)
         alone = logprobs_alone(model, [*row.ids, *text])[len(row) - 1 :]
         assert [one["logprob"] for one in found] == pytest.approx(alone.tolist(), abs=1e-3)
+
+
+def test_talk_shows_an_answer_that_leaves_the_limit() -> None:
+    model = rotated_from(100)
+    model.hf.generation_config.eos_token_id = None
+    talk = Talk(model, {"v": VECTOR}, 2.0, max_new_tokens=30)
+    talk.turns = [{"prompt": "Hi", "texts": ["a", "b b b"], "alpha": 1, "layers": {}, "positions": None}]
+    assert all(talk.answer("Why is it so?"))
 
 
 def test_patch_runs_a_long_corrupted_prompt_whole() -> None:

@@ -10,7 +10,7 @@ from fitted import HIDDEN, IDS, LAYER, PROMPTS, make_lm, make_steerers
 from steerlab import Contrast, Example, SteeringVector, generate, score, sweep
 from steerlab.analysis.calibration import measure_dose
 from steerlab.analysis.token_effects import token_effects
-from steerlab.errors import DataError
+from steerlab.errors import DataError, PositionError
 from steerlab.models.model import Model
 from steerlab.models.positions import Match, resolve
 from steerlab.testing import FAMILIES, tiny_lm
@@ -80,6 +80,9 @@ def test_counted_places_are_the_prompts_as_while_generating(places: Any, name: s
         return [texts, dose.kl, swept["value"].tolist(), scored, token_effects(model, prompts, texts, **given)]
 
     assert found(places) == found(name.format(first))
+    n = len(model.encode("HeyTo"))
+    with pytest.raises(PositionError, match=f"marks token {n} of a row of {n} tokens"):
+        score(model, prompts, ["To tell"], steer=vector, positions=torch.arange(n + 1)[None] == n)
 
 
 def test_invalid_answers_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import plain
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from steerlab import Contrast, Example, Request, SteeringVector, capture, generate, score, steer, sweep
 from steerlab.errors import MismatchError, SteeringError
+from steerlab.methods import Context, Intervention
 from steerlab.methods.confst import CONFST
 from steerlab.models.layout import blocks
 from steerlab.models.model import Model
+from steerlab.models.positions import Match
 
 ALPHA = 2.5
 # the prompts have 59, 45 and 89 tokens: "Hi" is too short for the last ones, wholly or for some of their tokens
@@ -226,6 +229,19 @@ def test_sweep_of_a_span_beyond_every_prompt_is_refused() -> None:
     for metric in ("logprob_difference", lambda examples, texts: [0.0] * len(texts)):
         with pytest.raises(SteeringError, match=r"prompt\[900\].*none of the 3 prompts is that long"):
             sweep(model, rows, {"span": {LAYER: made(2, 900)}}, None, (ALPHA,), "all", metric, progress=False)
+
+
+def test_sweep_of_a_span_that_only_the_answers_have_is_refused() -> None:
+    model, rows = make_lm(), [Example("Why?", Contrast("It is so", "It is not"))]
+
+    class Fixed(SteeringVector):
+        """A vector at places of its own."""
+
+        def interventions(self, context: Context) -> tuple[Intervention, ...]:
+            return tuple(replace(one, positions=Match("It is")) for one in super().interventions(context))
+
+    with pytest.raises(SteeringError, match="match:It is, and none of the 1 prompts is that long"):
+        sweep(model, rows, Fixed({LAYER: torch.ones(32)}), None, (ALPHA,), "all", "logprob", progress=False)
 
 
 def test_sweep_of_two_position_masks_is_refused() -> None:

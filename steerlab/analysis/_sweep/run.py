@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from steerlab.models.interventions import ImageEdit, SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix, split_at
 from steerlab.models.model import Model
 from steerlab.models.patches import entries_per_row
-from steerlab.models.positions import includes_generated, resolve
+from steerlab.models.positions import includes_generated, resolve, row_to_steer
 from steerlab.models.sites import Site
 from steerlab.steering.interventions import build_edits, writes_anything
 
@@ -221,7 +222,8 @@ def check_positions_exist(settings: Sequence[Setting], rows: Sequence[EncodedPro
         if not setting.alpha or not setting.has_fixed_positions:
             continue
         places = [one.positions for one in setting.interventions if one.positions is not None]
-        if not any(includes_generated(place) or resolve(place, row) for place in places for row in rows):
+        pairs = product(places, rows)
+        if not any(includes_generated(place) or resolve(place, row_to_steer(place, row)) for place, row in pairs):
             raise SteeringError(
                 f"{setting.name} writes to {setting.written_positions}, and none of the {len(rows)} prompts is that "
                 "long: no token would be steered"

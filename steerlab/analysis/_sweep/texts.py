@@ -17,7 +17,7 @@ from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batc
 from steerlab.analysis._sweep.run import Stage, norm_ratios, results_frame
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.data.example import Example
-from steerlab.errors import DataError, SteeringError
+from steerlab.errors import DataError
 from steerlab.models.kv_prefix import MIN_PREFIX, Prefix
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
@@ -42,8 +42,6 @@ def run_texts(
     whole: list[pd.DataFrame] = []
     prefixes: dict[tuple[int, ...], Prefix] = {}  # of the last batch of inputs
     n_rows = batch_size or MAX_ROWS
-    if option_in_use(model, options, "num_return_sequences") not in (None, 1):
-        raise SteeringError("a sweep has one text for each setting and input: give num_return_sequences=1")
     check_lengths(model, prompts.variants[0], options.get("max_new_tokens", NEW_TOKENS))
     made = partial(model.batches, prompts.variants[0], side="aligned", unpadded=reads_padding(model, options))
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(settings))}
