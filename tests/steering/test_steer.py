@@ -262,7 +262,7 @@ NAN, INFINITE = (P2S.from_table(LAYER, {i: V * float(x) for i in IDS}) for x in 
         (mean(V, 4), {}, LayoutError, "layer 4 does not exist: the model has 4"),
         (mean(V, -5), {}, LayoutError, "layer -5"),
         (mean(V), {"positions": "lats"}, PositionError, "unknown position 'lats'"),
-        (mean(V), {"positions": 400}, PositionError, "outside a row"),
+        (mean(V), {"positions": 400}, PositionError, "outside a prompt"),
         (P2S.from_table(LAYER, {IDS[0]: V, IDS[1]: V}), {}, ActivationError, rf"no vector for \['{IDS[2]}'\]"),
     ],
 )
