@@ -104,13 +104,13 @@ def setting_effects(
     groups = [list(group) for _, group in runs]
     most = [max(len(texts[n]) for texts in ids) for n in range(len(rows))]
     model.try_length(max(map(len, rows)) + longest)  # shorter texts may be filled up
-    batches, fill = model.batches(rows, size, "aligned"), model.row_format.may_pad("right")
+    batches, may_fill = model.batches(rows, size, "aligned"), model.row_format.may_pad("right")
     for numbers in [part for batch in batches for part in _that_fit(model, rows, list(batch), most)]:
         longest = max(1, max(most[n] for n in numbers))
         check_lengths(model, [rows[n] for n in numbers], longest)
         shared = _Prompts(model, rows, numbers)
         for group in groups:
-            lengths = [0 if fill else len(ids[i][numbers[0]]) for i in group]
+            lengths = [0 if may_fill else len(ids[i][numbers[0]]) for i in group]
             for chunk in _chunks(group, lengths, max(1, size // len(numbers))):
                 texts = [[ids[i][n] for n in numbers] for i in chunk]
                 records = shared.run([settings[i] for i in chunk], texts, top)
@@ -131,7 +131,7 @@ def _that_fit(model: Model, rows: Sequence[EncodedPrompt], numbers: list[int], m
 
 
 def _chunks(settings: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Some settings each, whose texts have one length."""
+    """At most `size` settings each, whose texts have one length."""
     groups: dict[int, list[int]] = {}
     for setting, length in zip(settings, lengths, strict=True):
         groups.setdefault(length, []).append(setting)

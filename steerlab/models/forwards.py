@@ -33,11 +33,11 @@ def last_column(kwargs: Mapping[str, Any], seen: int = 0) -> int:
             says how many columns came before.
     """
     mask, cache = kwargs.get("attention_mask"), given_cache(kwargs)
-    counted = 0 if cache is None else cached_columns(cache)
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        end, width = (counted or 0) + given_tokens(kwargs).shape[1], mask.shape[-1]
-        return end if end < width == cache_size(cache) else width  # Bloom fills it up to the size of a static cache
+    # as wide as the cache has room, a mask says nothing: Bloom fills it up
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[-1] != cache_size(cache):
+        return mask.shape[-1]
     given = given_tokens(kwargs)
+    counted = 0 if cache is None else cached_columns(cache)
     if counted is None and given.shape[1] == 1:
         counted = seen  # a step after the one before it
     end = int(given.shape[1]) + (counted or 0)

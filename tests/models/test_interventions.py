@@ -184,9 +184,8 @@ def test_last_column_comes_from_the_mask_or_else_from_the_cache() -> None:
     assert last_column({"input_ids": ids, "past_key_values": None}) == 3
     assert last_column({"input_ids": ids, "attention_mask": None, "past_key_values": cache}) == 3
     for width in (3, 7):
-        assert (
-            last_column({"input_ids": ids, "attention_mask": torch.ones(2, width), "past_key_values": cache}) == width
-        )
+        mask = torch.ones(2, width)
+        assert last_column({"input_ids": ids, "attention_mask": mask, "past_key_values": cache}) == width
     cache.update(torch.zeros(2, 1, 5, 2), torch.zeros(2, 1, 5, 2), 0)
     assert last_column({"input_ids": ids, "past_key_values": cache}) == 8
     assert last_column({"inputs_embeds": torch.zeros(2, 4, HIDDEN), "past_key_values": cache}) == 9

@@ -38,11 +38,11 @@ def logprobs_alone(model: Model, ids: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("limit", [60, 100])
 def test_rows_are_generated_captured_and_written_as_alone(limit: int) -> None:
     model, long = rotated_from(limit), SHORT + " Tell me of bread." * 11
-    alone = generate(model, [SHORT], max_new_tokens=2).ids[0]
-    assert generate(model, [long, SHORT], max_new_tokens=2).ids[1] == alone
+    alone = generate(model, [SHORT], max_new_tokens=6).ids[0]
+    assert generate(model, [long, SHORT], max_new_tokens=6).ids[1] == alone
     assert not model.row_format.neutral_sides and not model.shortcuts.prefix
     fresh = rotated_from(limit)
-    texts = write_texts(fresh, [long, SHORT], VECTOR, [0.0], max_new_tokens=2)
+    texts = write_texts(fresh, [long, SHORT], VECTOR, [0.0], max_new_tokens=6)
     assert texts["text"].tolist()[1] == model.tokenizer.decode(alone, skip_special_tokens=True)
 
 

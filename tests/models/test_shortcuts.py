@@ -38,6 +38,7 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
         first_k_dense_replace=1,
     ),
     "diffllama": lambda: transformers.DiffLlamaConfig(**HEADS, num_key_value_heads=2),
+    "bloom": lambda: transformers.BloomConfig(**IDS, hidden_size=32, n_layer=3, n_head=4),
     "mpt": lambda: transformers.MptConfig(**IDS, d_model=32, n_heads=4, n_layers=3, max_seq_len=128),
     "marian": lambda: transformers.MarianConfig(
         **IDS, d_model=32, decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=48, decoder_start_token_id=1,
@@ -204,12 +205,7 @@ def test_two_models_around_one_module_share_its_lock() -> None:
 
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 def test_a_static_cache_of_bloom_steers_the_same_tokens(backend: str) -> None:
-    config = transformers.BloomConfig(**IDS, hidden_size=32, n_layer=3, n_head=4)
-    with seeded(0), torch.no_grad():
-        hf = transformers.BloomForCausalLM(config).eval()
-        for parameter in hf.parameters():
-            parameter.normal_(std=0.2) if parameter.ndim > 1 else None
-    model = steerlab.load(hf, tokenizer=tiny_tokenizer(), backend=backend)
+    model = steerlab.load(make("bloom").hf, tokenizer=tiny_tokenizer(), backend=backend)
     given = {"steer": {1: 20 * torch.randn(32, generator=torch.Generator().manual_seed(0))}, "positions": "last"}
     given |= {"max_new_tokens": 8, "progress": False}
     prompts = ["Why is it?", "Who is here today, my dear friend?"]
